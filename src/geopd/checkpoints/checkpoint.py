@@ -1,0 +1,102 @@
+"""A checkpoint as named lazy tensors: what is there, what is not and why, and one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read; the text names the file, the tensor where there is one, and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the header says of a tensor: shape, dtype and stored size; nothing is read for it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class TensorSource(Protocol):
+    """One format's way to the bytes of a tensor that its header names."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as stored, on CPU, memory-mapped where the format allows.
+
+        Raises:
+            CheckpointError: if the bytes cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named lazy tensors of one checkpoint.
+
+    ``tensors`` can be read; ``unreadable`` maps the names that the checkpoint promises but cannot give to the reason.
+    ``warnings`` are facts worth telling that stop nothing.
+    """
+
+    path: Path
+    format: str
+    tensors: dict[str, TensorInfo]
+    source: TensorSource
+    unreadable: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored.
+
+        Raises:
+            CheckpointError: if the checkpoint has no such tensor or cannot give it.
+        """
+        if name in self.unreadable:
+            raise CheckpointError(f"{self.path}: tensor {name}: {self.unreadable[name]}")
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.path}: no tensor named {name}; it holds {len(self.tensors)} others")
+        return self.source.read(name)
+
+    def tensor_digest(self, name: str) -> str:
+        """Content digest of one tensor: blake2b-128 over dtype, shape and bytes, whatever file or format holds it."""
+        tensor = self.read(name).contiguous()
+        state = hashlib.blake2b(digest_size=16)
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+    def digest(self) -> str:
+        """Content digest of the whole checkpoint: over the digests of its tensors in name order."""
+        return combine_digests({name: self.tensor_digest(name) for name in self.tensors})
+
+
+def combine_digests(tensor_digests: dict[str, str]) -> str:
+    """A checkpoint's digest from its tensors' (blake2b-128 over names and digests in name order)."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensor_digests):
+        state.update(f"{name}={tensor_digests[name]}\n".encode())
+    return state.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: if the file is not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); write or download the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds {type(value).__name__}, not a JSON object; write it again")
+    return value

@@ -1,0 +1,48 @@
+"""The ``geopd`` command: one file per command, nothing heavy imported until a command runs.
+
+Exit codes: 0 done; 1 the work failed in part or a threshold was crossed; 2 unusable arguments or input, with one line
+that names the file, tensor or option and the remedy.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from geopd.cli.check import check
+from geopd.cli.claims import claims
+from geopd.cli.export import export
+from geopd.cli.measure import measure
+from geopd.cli.plan import plan
+from geopd.cli.report import report
+from geopd.cli.show import show
+from geopd.cli.study import study
+
+app = typer.Typer(
+    name="geopd",
+    help="Geometry of on-policy distillation: where post-training moved a language model's weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command in (study, plan, measure, show, check, claims, report, export):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line; unusable input is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        _complain(error, 2)
+    except RuntimeError as error:
+        _complain(error, 1)
+    except KeyboardInterrupt:
+        print("geopd: stopped; what had finished is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(1)
+
+
+def _complain(error: Exception, code: int) -> None:
+    print(f"geopd: {error}", file=sys.stderr)
+    sys.exit(code)

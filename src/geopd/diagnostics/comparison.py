@@ -1,0 +1,200 @@
+"""One matrix before and after, with everything several diagnostics share computed once, and only when asked.
+
+The origin is decomposed once and lent to every checkpoint compared with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geopd.diagnostics.parameters import Parameters
+from geopd.spectral import (
+    Decomposition,
+    TieSplit,
+    decompose,
+    frobenius,
+    leading_part_error,
+    magnitude_bins,
+    principal_angles,
+    split_at_share,
+    visibly_changed,
+)
+from geopd.spectral.selection import N_MAGNITUDES
+
+VIEWS = ("bf16", "native")
+
+
+class OriginMatrix:
+    """W0 as stored, with its decomposition, masks and magnitude histogram computed once."""
+
+    def __init__(self, stored: Float[Tensor, "m n"], parameters: Parameters) -> None:
+        self.stored = stored
+        self.parameters = parameters
+        self.rows, self.cols = stored.shape
+        self._low: dict[tuple[str, float], TieSplit] = {}
+        self._principal: dict[float, TieSplit] = {}
+
+    @property
+    def p(self) -> int:
+        """min(m, n)."""
+        return min(self.rows, self.cols)
+
+    @property
+    def rotation_k(self) -> int:
+        """The rotation's k for this shape, cut to p."""
+        return min(self.parameters.rotation_k.of(self.rows, self.cols), self.p)
+
+    @property
+    def principal_rank(self) -> int:
+        """The reconstruction's rank for this shape, cut to p."""
+        return min(self.parameters.principal_rank.of(self.rows, self.cols), self.p)
+
+    @cached_property
+    def float64(self) -> Float64[Tensor, "m n"]:
+        """W0 in float64."""
+        return self.stored.double()
+
+    @cached_property
+    def decomposition(self) -> Decomposition:
+        """W0's singular values and as many leading vectors as any diagnostic needs."""
+        return decompose(self.float64, max(self.rotation_k, self.principal_rank))
+
+    @cached_property
+    def norm(self) -> tuple[float, float]:
+        """||W0||_F and its rounding bound."""
+        return frobenius(self.float64)
+
+    @cached_property
+    def on_grid(self) -> bool:
+        """Whether every entry of W0 is a bf16 number (``origin_grid``: on-grid or off-grid)."""
+        return self.stored.dtype == torch.bfloat16 or bool(
+            (self.stored.bfloat16().to(self.stored.dtype) == self.stored).all()
+        )
+
+    @cached_property
+    def bins(self) -> Int64[Tensor, "m n"]:
+        """bf16 magnitude index of every entry."""
+        return magnitude_bins(self.stored)
+
+    @cached_property
+    def magnitude_counts(self) -> NDArray[np.int64]:
+        """How many entries each of the 32768 bf16 magnitudes holds."""
+        counts: NDArray[np.int64] = torch.bincount(self.bins.reshape(-1), minlength=N_MAGNITUDES).cpu().numpy()
+        return counts
+
+    def low_mask(self, view: str, alpha: float) -> TieSplit:
+        """The alpha share of entries of smallest magnitude, in the given view."""
+        if (view, alpha) not in self._low:
+            score = self.bins.double() if view == "bf16" else self.float64.abs()
+            self._low[view, alpha] = split_at_share(score, alpha, largest=False)
+        return self._low[view, alpha]
+
+    @cached_property
+    def reconstruction(self) -> Float64[Tensor, "m n"]:
+        """|U_r S_r V_r^T|, entrywise magnitude of the rank-r part of W0; W0's own where r reaches min(m, n)."""
+        d, r = self.decomposition, self.principal_rank
+        if r == self.p:  # rounding of a full reconstruction would break the ties that bf16 weights are full of
+            return self.float64.abs()
+        return ((d.left[:, :r] * d.sigma[:r]) @ d.right[:, :r].T).abs_()
+
+    @cached_property
+    def reconstruction_error(self) -> float:
+        """Bound on any entry of ``reconstruction``."""
+        return 0.0 if self.principal_rank == self.p else leading_part_error(self.decomposition, self.principal_rank)
+
+    def principal_mask(self, alpha: float) -> TieSplit:
+        """The alpha share of entries where the rank-r reconstruction of W0 is largest in magnitude."""
+        if alpha not in self._principal:
+            self._principal[alpha] = split_at_share(self.reconstruction, alpha, largest=True)
+        return self._principal[alpha]
+
+
+@dataclass(frozen=True)
+class UpdateSubspace:
+    """What trajectories keep of an update: its leading right vectors and how firmly they are held."""
+
+    decomposition: Decomposition
+    is_this: bool = False
+    """Whether it belongs to the very checkpoint it is compared with (the last of its run)."""
+
+
+class Comparison:
+    """W0 -> W+ for one matrix: the later weights as stored, the update, its spectrum and the visible changes.
+
+    ``final`` is the update of the run's last checkpoint, None where this run has only this one.
+    """
+
+    def __init__(self, origin: OriginMatrix, stored: Float[Tensor, "m n"], final: UpdateSubspace | None = None) -> None:
+        if stored.shape != origin.stored.shape:
+            raise ValueError(f"shapes differ: {tuple(origin.stored.shape)} against {tuple(stored.shape)}")
+        self.origin = origin
+        self.stored = stored
+        self.final = final
+        self.parameters = origin.parameters
+        self._changed: dict[str, Bool[Tensor, "m n"]] = {}
+        self._angles: dict[str, NDArray[np.float64]] = {}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """``bf16``, and ``native`` too where either side is stored wider."""
+        exact = self.origin.stored.dtype == torch.bfloat16 and self.stored.dtype == torch.bfloat16
+        return VIEWS[:1] if exact else VIEWS
+
+    def changed(self, view: str) -> Bool[Tensor, "m n"]:
+        """Visibly changed entries in a view (arXiv 2606.07082, section 3)."""
+        if view not in self._changed:
+            before, after = self.origin.stored, self.stored
+            if view == "bf16":
+                before, after = before.bfloat16(), after.bfloat16()
+            self._changed[view] = visibly_changed(before, after, self.parameters.eta)
+        return self._changed[view]
+
+    def changed_counts(self, view: str) -> NDArray[np.int64]:
+        """How many entries of each bf16 magnitude of W0 changed visibly."""
+        bins = self.origin.bins[self.changed(view)]
+        counts: NDArray[np.int64] = torch.bincount(bins, minlength=N_MAGNITUDES).cpu().numpy()
+        return counts
+
+    @cached_property
+    def after(self) -> Decomposition:
+        """W+'s singular values and leading rotation vectors."""
+        if self.update_is_zero:
+            return self.origin.decomposition
+        return decompose(self.stored.double(), self.origin.rotation_k)
+
+    def angles(self, side: str) -> NDArray[np.float64]:
+        """Principal angles between the leading rotation subspaces of one side (``left``, ``right``), degrees."""
+        if side not in self._angles:
+            k = self.origin.rotation_k
+            bases = (getattr(self.origin.decomposition, side)[:, :k], getattr(self.after, side)[:, :k])
+            self._angles[side] = np.zeros(k) if self.update_is_zero else principal_angles(*bases).cpu().numpy()
+        return self._angles[side]
+
+    @cached_property
+    def update(self) -> Float64[Tensor, "m n"]:
+        """dW = W+ - W0 of the stored values, in float64."""
+        return self.stored.double() - self.origin.float64
+
+    @cached_property
+    def update_is_zero(self) -> bool:
+        """Whether no stored value moved at all."""
+        return not bool(self.update.any())
+
+    @cached_property
+    def update_norm(self) -> tuple[float, float]:
+        """||dW||_F and its rounding bound."""
+        return frobenius(self.update)
+
+    @cached_property
+    def update_decomposition(self) -> Decomposition:
+        """dW's singular values and its leading vectors."""
+        if self.final is not None and self.final.is_this:
+            return self.final.decomposition
+        return decompose(self.update, max(self.parameters.similarity_k))

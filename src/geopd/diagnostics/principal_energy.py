@@ -1,0 +1,72 @@
+"""How much of the update lies in the origin's leading subspaces?
+
+||U0_k^T dW||_F^2 / ||dW||_F^2 on the left and ||dW V0_k||_F^2 / ||dW||_F^2 on the right, k as for the rotation. Unlike
+the mask overlaps this sees alignment that changes no visible entry. Null: k/m and k/n for an isotropic update.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from geopd.diagnostics.comparison import Comparison
+from geopd.diagnostics.rotation import SIDES
+from geopd.diagnostics.update_size import ZERO
+from geopd.diagnostics.values import resolved_within, undefined
+from geopd.results import Measurement, Null, setting
+from geopd.spectral import angle_error
+
+METRICS = tuple(f"principal_energy_{side}" for side in SIDES)
+LIMIT = 1e-3  # absolute, on a scale from 0 to 1
+
+
+def _dimension(comparison: Comparison, side: str) -> int:
+    return comparison.origin.rows if side == "left" else comparison.origin.cols
+
+
+def _undefined(comparison: Comparison, side: str) -> str | None:
+    origin = comparison.origin
+    asked = comparison.parameters.rotation_k.of(origin.rows, origin.cols)
+    if _dimension(comparison, side) <= asked:
+        return f"k = {asked} covers the whole {side} side of dimension {_dimension(comparison, side)}"
+    if comparison.update_is_zero:
+        return ZERO
+    if origin.decomposition.rank < origin.rotation_k:
+        return f"numerical rank of the origin is {origin.decomposition.rank} < k = {origin.rotation_k}"
+    return None
+
+
+def measure(comparison: Comparison) -> list[Measurement]:
+    """Energy share in the origin's top-k left and right subspaces; the error follows from their gap."""
+    origin = comparison.origin
+    name = setting(k=comparison.parameters.rotation_k, view="native")
+    k = origin.rotation_k
+    found = []
+    for metric, side in zip(METRICS, SIDES, strict=True):
+        reason = _undefined(comparison, side)
+        if reason is not None:
+            found.append(undefined(metric, name, reason))
+            continue
+        basis = getattr(origin.decomposition, side)[:, :k]
+        # scaled by the norm first, so that the squares of a tiny update do not underflow
+        unit = comparison.update / comparison.update_norm[0]
+        inside = basis.T @ unit if side == "left" else unit @ basis
+        value = min(float(torch.linalg.matrix_norm(inside) ** 2), 1.0)
+        error = math.sin(math.radians(angle_error((origin.decomposition,), k)))
+        found.append(resolved_within(metric, name, value, error, LIMIT, origin.decomposition.method))
+    return found
+
+
+def nulls(comparison: Comparison) -> list[Null]:
+    """k/m and k/n, the isotropic expectation, with the sd of the Beta law that the share then follows."""
+    name = setting(k=comparison.parameters.rotation_k, view="native")
+    entries = comparison.stored.numel()
+    k = comparison.origin.rotation_k
+    found = []
+    for metric, side in zip(METRICS, SIDES, strict=True):
+        if _undefined(comparison, side) is None:
+            mean = k / _dimension(comparison, side)
+            sd = math.sqrt(2 * mean * (1 - mean) / (entries + 2))
+            found.append(Null(metric, name, "gaussian", mean, sd, 0, "k/dimension; Beta law"))
+    return found

@@ -1,0 +1,61 @@
+"""What a measurement is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from geopd.diagnostics import Diagnostic, Parameters, Rank, select
+from geopd.matrices import Selection
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Parameters of ``measure``; of a tuple the first is the headline.
+
+    ``rotation_k``, ``principal_rank``: an integer, or ``p/8`` for a share of each matrix's p = min(m, n), at least 2.
+    ``matrices``: presets (layers, attention, all) or globs over canonical names. ``metrics``: metric or group names
+    (entrywise, update, full).
+
+    Raises:
+        ValueError: on first use, if an option is out of range; the text names it.
+    """
+
+    rotation_k: int | str = 512
+    principal_rank: int | str = 64
+    alpha: tuple[float, ...] = (0.5, 0.3)
+    eta: float = 1e-3
+    similarity_k: tuple[int, ...] = (16,)
+    hill_k: tuple[int, ...] = (16,)
+    matrices: tuple[str, ...] = ("layers",)
+    metrics: tuple[str, ...] = ("full",)
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The parameters as the diagnostics read them."""
+        return Parameters(
+            Rank(str(self.rotation_k)),
+            Rank(str(self.principal_rank)),
+            tuple(self.alpha),
+            self.eta,
+            tuple(self.similarity_k),
+            tuple(self.hill_k),
+        )
+
+    @cached_property
+    def selection(self) -> Selection:
+        """Which matrices are asked for."""
+        return Selection(tuple(self.matrices))
+
+    @cached_property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """Which diagnostics are asked for."""
+        return select(self.metrics)
+
+    def as_settings(self) -> dict[str, Any]:
+        """The options as JSON, as the manifest and the part names record them."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()} | {
+            "rotation_k": str(self.rotation_k),
+            "principal_rank": str(self.principal_rank),
+        }

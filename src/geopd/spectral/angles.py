@@ -1,0 +1,44 @@
+"""Principal angles between subspaces, right down to angles where the arc cosine has lost every digit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from geopd.spectral.decomposition import Decomposition
+
+
+def principal_angles(Q0: Float64[Tensor, "n k"], Q1: Float64[Tensor, "n k"]) -> Float64[Tensor, " k"]:
+    """Principal angles between the column spaces of two orthonormal bases, in degrees, ascending.
+
+    cos(theta_i) = sigma_i(Q0^T Q1) for large angles, sin(theta_i) = sigma_i((I - Q0 Q0^T) Q1) for small ones, where
+    the cosine is flat (Bjorck and Golub, 1973). The complement is projected twice, so a tiny one keeps its digits.
+    """
+    cross = Q0.T @ Q1
+    complement = Q1 - Q0 @ cross
+    complement = complement - Q0 @ (Q0.T @ complement)
+    triangular = torch.linalg.qr(complement, mode="r").R
+    sines = torch.linalg.svdvals(triangular).flip(0).clamp(max=1.0)
+    if sines.numel() < Q1.shape[1]:  # k > n - k: the spaces must share 2k - n directions
+        sines = torch.cat([sines.new_zeros(Q1.shape[1] - sines.numel()), sines])
+    cosines = torch.linalg.svdvals(cross).clamp(max=1.0)
+    angles = torch.where(sines * sines < 0.5, torch.arcsin(sines), torch.arccos(cosines))
+    return torch.rad2deg(angles)
+
+
+def angle_error(decompositions: tuple[Decomposition, ...], k: int) -> float:
+    """Bound in degrees on how far the decompositions' own errors can move any principal angle of leading subspaces.
+
+    Each leading k-dimensional subspace is within arcsin(e / (gap_k - e)) of the exact one (Wedin); 90 where a gap is
+    closed.
+    """
+    total = 0.0
+    for decomposition in decompositions:
+        gap, error = decomposition.gap(k), decomposition.backward_error
+        if gap <= 2 * error:
+            return 90.0
+        total += math.degrees(math.asin(error / (gap - error)))
+    return min(total, 90.0)
