@@ -10,23 +10,27 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int16
 from numpy.typing import NDArray
 from torch import Tensor
 
 from geopd.diagnostics.parameters import Parameters
 from geopd.spectral import (
+    Counts,
     Decomposition,
+    Mask,
     TieSplit,
+    count_bins,
     decompose,
     frobenius,
     leading_part_error,
     magnitude_bins,
     principal_angles,
+    smallest_magnitudes,
     split_at_share,
     visibly_changed,
 )
-from geopd.spectral.selection import N_MAGNITUDES
+from geopd.spectral.norms import row_blocks
 
 VIEWS = ("bf16", "native")
 
@@ -38,7 +42,7 @@ class OriginMatrix:
         self.stored = stored
         self.parameters = parameters
         self.rows, self.cols = stored.shape
-        self._low: dict[tuple[str, float], TieSplit] = {}
+        self._low: dict[tuple[str, float], Mask] = {}
         self._principal: dict[float, TieSplit] = {}
 
     @property
@@ -69,31 +73,34 @@ class OriginMatrix:
     @cached_property
     def norm(self) -> tuple[float, float]:
         """||W0||_F and its rounding bound."""
-        return frobenius(self.float64)
+        return frobenius(self.stored)
 
     @cached_property
     def on_grid(self) -> bool:
         """Whether every entry of W0 is a bf16 number (``origin_grid``: on-grid or off-grid)."""
-        return self.stored.dtype == torch.bfloat16 or bool(
-            (self.stored.bfloat16().to(self.stored.dtype) == self.stored).all()
+        blocks = (self.stored[rows] for rows in row_blocks(self.stored.shape))
+        return self.stored.dtype == torch.bfloat16 or all(
+            torch.equal(block.bfloat16().to(block.dtype), block) for block in blocks
         )
 
     @cached_property
-    def bins(self) -> Int64[Tensor, "m n"]:
+    def bins(self) -> Int16[Tensor, "m n"]:
         """bf16 magnitude index of every entry."""
         return magnitude_bins(self.stored)
 
     @cached_property
-    def magnitude_counts(self) -> NDArray[np.int64]:
+    def magnitude_counts(self) -> Counts:
         """How many entries each of the 32768 bf16 magnitudes holds."""
-        counts: NDArray[np.int64] = torch.bincount(self.bins.reshape(-1), minlength=N_MAGNITUDES).cpu().numpy()
-        return counts
+        return count_bins(self.bins)
 
-    def low_mask(self, view: str, alpha: float) -> TieSplit:
+    def low_mask(self, view: str, alpha: float) -> Mask:
         """The alpha share of entries of smallest magnitude, in the given view."""
         if (view, alpha) not in self._low:
-            score = self.bins.double() if view == "bf16" else self.float64.abs()
-            self._low[view, alpha] = split_at_share(score, alpha, largest=False)
+            if view == "bf16":
+                self._low[view, alpha] = smallest_magnitudes(self.magnitude_counts, alpha)
+            else:
+                wide = self.stored if self.stored.dtype == torch.float64 else self.stored.float()
+                self._low[view, alpha] = split_at_share(wide.abs(), alpha, largest=False)
         return self._low[view, alpha]
 
     @cached_property
@@ -139,6 +146,7 @@ class Comparison:
         self.final = final
         self.parameters = origin.parameters
         self._changed: dict[str, Bool[Tensor, "m n"]] = {}
+        self._changed_counts: dict[str, Counts] = {}
         self._angles: dict[str, NDArray[np.float64]] = {}
 
     @property
@@ -156,11 +164,11 @@ class Comparison:
             self._changed[view] = visibly_changed(before, after, self.parameters.eta)
         return self._changed[view]
 
-    def changed_counts(self, view: str) -> NDArray[np.int64]:
+    def changed_counts(self, view: str) -> Counts:
         """How many entries of each bf16 magnitude of W0 changed visibly."""
-        bins = self.origin.bins[self.changed(view)]
-        counts: NDArray[np.int64] = torch.bincount(bins, minlength=N_MAGNITUDES).cpu().numpy()
-        return counts
+        if view not in self._changed_counts:
+            self._changed_counts[view] = count_bins(self.origin.bins, self.changed(view))
+        return self._changed_counts[view]
 
     @cached_property
     def after(self) -> Decomposition:
@@ -185,12 +193,13 @@ class Comparison:
     @cached_property
     def update_is_zero(self) -> bool:
         """Whether no stored value moved at all."""
-        return not bool(self.update.any())
+        pairs = ((self.origin.stored[rows], self.stored[rows]) for rows in row_blocks(self.stored.shape))
+        return all(torch.equal(before.double(), after.double()) for before, after in pairs)
 
     @cached_property
     def update_norm(self) -> tuple[float, float]:
         """||dW||_F and its rounding bound."""
-        return frobenius(self.update)
+        return frobenius(self.stored, minus=self.origin.stored)
 
     @cached_property
     def update_decomposition(self) -> Decomposition:

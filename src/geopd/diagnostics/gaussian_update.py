@@ -19,8 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import erfc
 
 from geopd.diagnostics.comparison import Comparison
-from geopd.spectral import TieSplit
-from geopd.spectral.selection import N_MAGNITUDES
+from geopd.spectral import Mask
 
 Array = NDArray[np.float64]
 _FINITE = 0x7F80  # first magnitude index that is no finite bf16 number
@@ -135,7 +134,7 @@ def gaussian_sparsity(comparison: Comparison, view: str) -> tuple[float, float, 
     return 1.0 - float(bins.count @ p) / n, sd, f"closed form, {regime}, energy-matched"
 
 
-def gaussian_overlap(comparison: Comparison, view: str, split: TieSplit) -> tuple[float, str] | None:
+def gaussian_overlap(comparison: Comparison, view: str, mask: Mask) -> tuple[float, str] | None:
     """Expected overlap of a mask with the visible changes of a Gaussian update of the observed density."""
     regime = _regime(comparison, view)
     bins = _bins(comparison, view)
@@ -144,7 +143,7 @@ def gaussian_overlap(comparison: Comparison, view: str, split: TieSplit) -> tupl
         return None
     eta = comparison.parameters.eta
     method = f"closed form, {regime}, density-matched"
-    inside = _mask_counts(comparison, split)[bins.index]
+    inside = mask.weight_by_bin(comparison.origin.bins)[bins.index]
     if total == n:
         return float(inside.sum() / n), method
     start = float(_OUTWARD[bins.index].mean())
@@ -155,23 +154,14 @@ def gaussian_overlap(comparison: Comparison, view: str, split: TieSplit) -> tupl
     return float(inside @ p) / float(bins.count @ p), method
 
 
-def permuted_overlap(comparison: Comparison, view: str, split: TieSplit) -> tuple[float, float]:
+def permuted_overlap(comparison: Comparison, view: str, mask: Mask) -> tuple[float, float]:
     """Mean and sd of a mask's overlap when the changes are permuted among entries of equal |W0|.
 
     sum_b changed_b (mask share of bin b) / changed: keeps density and low-magnitude overlap exactly.
     """
     bins = _bins(comparison, view)
-    share = _mask_counts(comparison, split)[bins.index] / bins.count
+    share = mask.weight_by_bin(comparison.origin.bins)[bins.index] / bins.count
     total = bins.changed.sum()
     spare = np.maximum(bins.count - 1, 1)
     variance = bins.changed * share * (1 - share) * (bins.count - bins.changed) / spare
     return float(bins.changed @ share / total), math.sqrt(float(variance.sum())) / float(total)
-
-
-def _mask_counts(comparison: Comparison, split: TieSplit) -> Array:
-    """How much of each magnitude bin a mask takes, ties by their share."""
-    bins = comparison.origin.bins
-    inside = torch.bincount(bins[split.inside], minlength=N_MAGNITUDES).double()
-    tied = torch.bincount(bins[split.tied], minlength=N_MAGNITUDES).double()
-    counts: Array = (inside + split.share * tied).cpu().numpy()
-    return counts

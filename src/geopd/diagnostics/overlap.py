@@ -17,7 +17,6 @@ from geopd.diagnostics.gaussian_update import gaussian_overlap, permuted_overlap
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.values import COUNTED, ok, resolved_within, undefined
 from geopd.results import Measurement, Null, setting
-from geopd.spectral import fractional_overlap
 
 PRINCIPAL, LOW = METRICS = ("principal_overlap", "low_magnitude_overlap")
 NOTHING = "no visible change: the overlap of nothing is undefined"
@@ -52,7 +51,9 @@ def measure_low(comparison: Comparison) -> list[Measurement]:
     """Overlap of the visible changes with the origin's smallest weights; exact."""
     found = []
     for alpha, view, name, default in _cases(comparison, LOW):
-        value = fractional_overlap(comparison.origin.low_mask(view, alpha), comparison.changed(view))
+        value = comparison.origin.low_mask(view, alpha).overlap(
+            comparison.changed(view), comparison.changed_counts(view)
+        )
         found.append(
             undefined(LOW, name, NOTHING, default=default)
             if value is None
@@ -66,13 +67,13 @@ def measure_principal(comparison: Comparison) -> list[Measurement]:
     origin = comparison.origin
     found = []
     for alpha, view, name, default in _cases(comparison, PRINCIPAL):
-        total = int(comparison.changed(view).sum())
+        total = int(comparison.changed_counts(view).sum())
         if total == 0:
             found.append(undefined(PRINCIPAL, name, NOTHING, default=default))
             continue
         margin = origin.reconstruction_error
         split = origin.principal_mask(alpha)
-        value = fractional_overlap(split, comparison.changed(view))
+        value = split.overlap(comparison.changed(view), comparison.changed_counts(view))
         assert value is not None
         # only entries nearer the cut than the reconstruction's error can be on its wrong side; one alone is the cut
         near = (origin.reconstruction - split.threshold).abs_() <= 2 * margin
@@ -97,7 +98,7 @@ def _nulls(comparison: Comparison, metric: str) -> list[Null]:
     found = []
     n = comparison.stored.numel()
     for alpha, view, name, default in _cases(comparison, metric):
-        changed = int(comparison.changed(view).sum())
+        changed = int(comparison.changed_counts(view).sum())
         if changed == 0:
             continue
         sd = math.sqrt(alpha * (1 - alpha) / changed * (n - changed) / max(n - 1, 1))

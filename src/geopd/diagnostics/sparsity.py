@@ -27,7 +27,7 @@ def measure(comparison: Comparison) -> list[Measurement]:
         ok(
             METRICS[0],
             setting(eta=comparison.parameters.eta, view=view),
-            1.0 - int(comparison.changed(view).sum()) / comparison.stored.numel(),
+            1.0 - int(comparison.changed_counts(view).sum()) / comparison.stored.numel(),
             0.0,
             COUNTED,
             default=view == "bf16",

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from geopd.engine.plan import task_cost
-from geopd.engine.task import Task, as_matrix_shape
+from geopd.engine.task import Task
 
 _PROBE = 384  # rows and columns of the probed SVD: about 50 ms
 _BASE_BYTES = 450 << 20  # an interpreter with torch loaded
-_COPIES = 9  # float64 copies of a matrix alive at the peak of the full suite, as measured (docs/log.md)
-_ENTRYWISE_COPIES = 5
+_FULL_BYTES = 14 * 8  # per entry at the peak of the full suite: float64 copies, as measured (docs/log.md)
+_ENTRYWISE_BYTES = 16  # per entry: masks, magnitude bins and one selection copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def estimate(tasks: list[Task]) -> Estimate:
 
 def _peak_bytes(task: Task) -> int:
     full = any(diagnostic.group != "entrywise" for diagnostic in task.diagnostics)
-    return math.prod(as_matrix_shape(task.shape)) * 8 * (_COPIES if full else _ENTRYWISE_COPIES)
+    return math.prod(task.shape) * (_FULL_BYTES if full else _ENTRYWISE_BYTES)
 
 
 def _seconds_per_unit() -> float:

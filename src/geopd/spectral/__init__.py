@@ -7,18 +7,32 @@ Everything is float64 on the tensor's own device.
 from geopd.spectral.angles import angle_error, principal_angles
 from geopd.spectral.decomposition import Decomposition, decompose, leading_part_error
 from geopd.spectral.norms import frobenius
-from geopd.spectral.selection import TieSplit, fractional_overlap, magnitude_bins, split_at_share, visibly_changed
+from geopd.spectral.selection import (
+    Counts,
+    MagnitudeMask,
+    Mask,
+    TieSplit,
+    count_bins,
+    magnitude_bins,
+    smallest_magnitudes,
+    split_at_share,
+    visibly_changed,
+)
 
 __all__ = [
+    "Counts",
     "Decomposition",
+    "MagnitudeMask",
+    "Mask",
     "TieSplit",
     "angle_error",
+    "count_bins",
     "decompose",
-    "fractional_overlap",
     "frobenius",
     "leading_part_error",
     "magnitude_bins",
     "principal_angles",
+    "smallest_magnitudes",
     "split_at_share",
     "visibly_changed",
 ]

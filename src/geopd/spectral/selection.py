@@ -1,23 +1,25 @@
-"""Entrywise comparison and exact selection of a share of entries, independent of element order."""
+"""Entrywise comparison, and exact selection of a share of entries, independent of element order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int16
+from numpy.typing import NDArray
 from torch import Tensor
 
 _CHUNK = 1 << 20  # entries: a float64 chunk of either side stays in the last-level cache
 N_MAGNITUDES = 1 << 15  # bf16 magnitudes: 15 bits beside the sign
+Counts = NDArray[np.int64]
 
 
-def visibly_changed(W0: Float[Tensor, ...], W1: Float[Tensor, ...], eta: float) -> Bool[Tensor, ...]:
+def visibly_changed(W0: Float[Tensor, "..."], W1: Float[Tensor, "..."], eta: float) -> Bool[Tensor, "..."]:
     """Entries that changed visibly: not |w1 - w0| <= eta * max(|w0|, |w1|), evaluated in float64.
 
-    The two must have one dtype; callers round both to bf16 first where the bf16 view is wanted (arXiv 2606.07082,
-    section 3).
+    Callers round both to bf16 first where the bf16 view is wanted (arXiv 2606.07082, section 3).
     """
     changed = torch.empty(W0.shape, dtype=torch.bool, device=W0.device)
     flat0, flat1, out = W0.reshape(-1), W1.reshape(-1), changed.view(-1)
@@ -28,36 +30,95 @@ def visibly_changed(W0: Float[Tensor, ...], W1: Float[Tensor, ...], eta: float) 
     return changed
 
 
-def magnitude_bins(W: Float[Tensor, ...]) -> Int64[Tensor, ...]:
+def magnitude_bins(W: Float[Tensor, "..."]) -> Int16[Tensor, "..."]:
     """Index of each entry's magnitude after rounding to bf16: its 15 magnitude bits, 0 to 32767, ordered by size."""
-    return (W.to(torch.bfloat16).view(torch.int16) & 0x7FFF).long()
+    return W.to(torch.bfloat16).view(torch.int16) & 0x7FFF
+
+
+def count_bins(bins: Int16[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Counts:
+    """How many entries (of those in ``where``) each of the 32768 magnitudes holds."""
+    flat, chosen = bins.reshape(-1), None if where is None else where.reshape(-1)
+    total = torch.zeros(N_MAGNITUDES, dtype=torch.int64, device=bins.device)
+    for start in range(0, flat.numel(), _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if chosen is not None:
+            chunk = chunk[chosen[start : start + _CHUNK]]
+        total += torch.bincount(chunk.long(), minlength=N_MAGNITUDES)
+    counts: Counts = total.cpu().numpy()
+    return counts
+
+
+class Mask(Protocol):
+    """A share of a matrix's entries, those tied at the cut counted by a fraction.
+
+    A random set of entries then overlaps it by exactly alpha in expectation, and element order does not matter.
+    """
+
+    def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:
+        """How much of each bf16 magnitude of W0 the mask takes."""
+        ...
+
+    def overlap(self, changed: Bool[Tensor, "..."], changed_by_bin: Counts) -> float | None:
+        """Overlap |M* and M| / |M| of the mask M* with the changed entries M; None where nothing changed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class TieSplit:
-    """The alpha share of entries with the smallest (or largest) score: all ``inside``, and a ``share`` of the ties.
+    """The alpha share of entries of smallest (or largest) score: all ``inside``, and a ``share`` of the ``tied``."""
 
-    A random set of entries then scores exactly alpha in expectation, and element order does not matter.
-    """
-
-    inside: Bool[Tensor, ...]
-    tied: Bool[Tensor, ...]
+    inside: Bool[Tensor, "..."]
+    tied: Bool[Tensor, "..."]
     share: float
     threshold: float
 
+    def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:
+        """How much of each bf16 magnitude of W0 the mask takes."""
+        return count_bins(bins, self.inside) + self.share * count_bins(bins, self.tied)
 
-def split_at_share(score: Float[Tensor, ...], alpha: float, largest: bool) -> TieSplit:
+    def overlap(self, changed: Bool[Tensor, "..."], changed_by_bin: Counts) -> float | None:
+        """Overlap with the changed entries; None where nothing changed."""
+        total = int(changed_by_bin.sum())
+        if total == 0:
+            return None
+        inside, tied = int((changed & self.inside).sum()), int((changed & self.tied).sum())
+        return (inside + self.share * tied) / total
+
+
+@dataclass(frozen=True, slots=True)
+class MagnitudeMask:
+    """The alpha share of entries of smallest bf16 magnitude, from the joint histogram alone: no entry is visited."""
+
+    weight: NDArray[np.float64]
+    """Share of each magnitude that is inside: 1 below the cut, 0 above, a fraction at it."""
+    counts: Counts
+
+    def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:  # noqa: ARG002 - known already
+        """How much of each bf16 magnitude of W0 the mask takes."""
+        return self.weight * self.counts
+
+    def overlap(self, changed: Bool[Tensor, "..."], changed_by_bin: Counts) -> float | None:  # noqa: ARG002
+        """Overlap with the changed entries; None where nothing changed."""
+        total = int(changed_by_bin.sum())
+        return float(self.weight @ changed_by_bin) / total if total else None
+
+
+def _quota(alpha: float, n: int) -> float:
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+    if n == 0:
+        raise ValueError("no entries to select from")
+    return alpha * n
+
+
+def split_at_share(score: Float[Tensor, "..."], alpha: float, largest: bool) -> TieSplit:
     """Split entries at the alpha quota of their score; entries tied with the cut share what is left of the quota.
 
     Raises:
         ValueError: if alpha is not strictly between 0 and 1, or there are no entries.
     """
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha must lie strictly between 0 and 1, not {alpha}")
     n = score.numel()
-    if n == 0:
-        raise ValueError("no entries to select from")
-    quota = alpha * n
+    quota = _quota(alpha, n)
     position = min(int(np.floor(quota)), n - 1)
     signed = -score if largest else score
     cut = float(np.partition(signed.reshape(-1).cpu().numpy(), position)[position])
@@ -66,13 +127,17 @@ def split_at_share(score: Float[Tensor, ...], alpha: float, largest: bool) -> Ti
     return TieSplit(inside, tied, share, -cut if largest else cut)
 
 
-def fractional_overlap(split: TieSplit, changed: Bool[Tensor, ...]) -> float | None:
-    """Overlap |M* and M| / |M| of the selected share M* with the changed entries M, ties counted by their share.
+def smallest_magnitudes(counts: Counts, alpha: float) -> MagnitudeMask:
+    """The alpha share of entries of smallest bf16 magnitude, from how many entries each magnitude holds.
 
-    None where nothing changed: the overlap is then undefined, not 0.
+    Raises:
+        ValueError: if alpha is not strictly between 0 and 1, or there are no entries.
     """
-    total = int(changed.sum())
-    if total == 0:
-        return None
-    inside, tied = int((changed & split.inside).sum()), int((changed & split.tied).sum())
-    return (inside + split.share * tied) / total
+    quota = _quota(alpha, int(counts.sum()))
+    upto = np.cumsum(counts)
+    cut = int(np.searchsorted(upto, quota, side="right"))
+    below = int(upto[cut - 1]) if cut else 0
+    weight = np.zeros(len(counts))
+    weight[:cut] = 1.0
+    weight[cut] = (quota - below) / counts[cut]
+    return MagnitudeMask(weight, counts)
