@@ -1,0 +1,172 @@
+"""Decoding against the model's own generation and exact probabilities; accuracy against closed forms."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from geopd.problems import Problem, character_tokenizer, distinct_problems, verify
+from geopd.training import (
+    ModelShape,
+    Rollouts,
+    VerifiableTask,
+    accuracy,
+    build_model,
+    clustered_mean,
+    evaluate_model,
+    read_evaluations,
+    sample_responses,
+    write_evaluations,
+)
+from geopd.training import evaluation as evaluation_module
+
+EOS, PAD = 1, 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return character_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = build_model(ModelShape(hidden=32, layers=2, heads=2, key_value_heads=1, intermediate=48), tokenizer, 0)
+    with torch.no_grad():  # sharper than at initialisation, so that responses differ in length
+        model.lm_head.weight.mul_(40)
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return torch.tensor(tokenizer([p.prompt for p in distinct_problems("selection", 40, 0)])["input_ids"])
+
+
+def asked(problems):
+    return VerifiableTask(problems, lambda problem: problem.prompt, verify)
+
+
+def decode(model, prompts, **kwargs):
+    return sample_responses(model, prompts, max_new_tokens=10, eos_token_id=EOS, pad_token_id=PAD, **kwargs)
+
+
+def test_greedy_equals_the_models_own_generation(model, prompts):
+    ours = decode(model, prompts, temperature=0)
+    theirs = model.generate(
+        input_ids=prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=10,
+        eos_token_id=EOS, pad_token_id=PAD,
+    )[:, prompts.shape[1] :]  # fmt: skip
+    padded = torch.full_like(ours, PAD)
+    padded[:, : theirs.shape[1]] = theirs
+    assert torch.equal(ours, padded)
+
+
+def test_ended_rows_are_padded_and_the_others_go_on(model, prompts):
+    responses = decode(model, prompts, samples=4, generator=torch.Generator().manual_seed(0))
+    lengths = []
+    for row in responses.tolist():
+        end = row.index(EOS) if EOS in row else len(row) - 1
+        assert set(row[end + 1 :]) <= {PAD}
+        lengths.append(end + 1)
+    assert len(set(lengths)) > 2
+
+
+def test_samples_follow_the_exact_distribution(model, prompts):
+    """Frequencies of the first two tokens against the softmax of an uncached forward, at another temperature."""
+    temperature, count = 1.7, 4000
+    prompt = prompts[:1]
+    drawn = decode(model, prompt, samples=count, temperature=temperature, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        first = torch.softmax(model(input_ids=prompt).logits[0, -1] / temperature, dim=-1)
+        token = int(torch.bincount(drawn[:, 0], minlength=24).argmax())
+        longer = torch.cat([prompt, torch.tensor([[token]])], dim=1)
+        second = torch.softmax(model(input_ids=longer).logits[0, -1] / temperature, dim=-1)
+    following = drawn[drawn[:, 0] == token, 1]
+    for tokens, probabilities in ((drawn[:, 0], first), (following, second)):
+        frequencies = torch.bincount(tokens, minlength=24) / len(tokens)
+        tolerance = 5 * (probabilities * (1 - probabilities) / len(tokens)).sqrt() + 2 / len(tokens)
+        assert bool(((frequencies - probabilities).abs() <= tolerance).all())
+
+
+def test_draws_repeat_with_the_seed_and_leave_the_global_state_alone(model, prompts):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    one, two = (decode(model, prompts, samples=2, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, decode(model, prompts, samples=2, generator=torch.Generator().manual_seed(6)))
+
+
+def test_the_mode_of_the_model_is_kept(model, prompts):
+    model.train()
+    decode(model, prompts[:2], temperature=0)
+    assert model.training
+    model.eval()
+
+
+def test_impossible_decoding_is_refused(model, prompts):
+    with pytest.raises(ValueError, match="one response a prompt"):
+        decode(model, prompts, temperature=0, samples=2)
+
+
+def test_clustered_standard_error():
+    scores = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    value, se = clustered_mean(scores)
+    assert value == pytest.approx(0.5)
+    assert se == pytest.approx((((0.0 + 0.25 + 0.25) / 2) ** 0.5) / 3**0.5)
+    with pytest.raises(ValueError, match="two problems"):
+        clustered_mean(scores[:1])
+
+
+def test_repeated_samples_do_not_shrink_the_error():
+    """Eight copies of one answer carry no more information than one: the clustered error knows."""
+    once = torch.tensor([[1.0], [0.0], [1.0], [1.0]])
+    assert clustered_mean(once.repeat(1, 8)) == clustered_mean(once)
+
+
+def test_accuracy_counts_verified_answers(tokenizer, monkeypatch):
+    problems = [Problem(1, "+", 2), Problem(5, "-", 9), Problem(10, "+", 10)]
+    texts = [["03>3", ">3"], [">-4", ">4"], ["0>0", ""]]
+
+    def canned(model, prompt_ids, *, samples, **_):
+        prompts = tokenizer.batch_decode(prompt_ids)
+        rows = [texts[[p.prompt for p in problems].index(prompt)] for prompt in prompts]
+        ids = [[*tokenizer(text)["input_ids"], EOS] if text else [EOS] for row in rows for text in row[:samples]]
+        return torch.tensor([row + [PAD] * (6 - len(row)) for row in ids])
+
+    monkeypatch.setattr(evaluation_module, "sample_responses", canned)
+    value, se = accuracy(
+        SimpleNamespace(device="cpu"), tokenizer, asked(problems), samples=2,
+        temperature=1.0, max_new_tokens=12, seed=0,
+    )  # fmt: skip
+    assert value == pytest.approx(0.5)
+    assert se == pytest.approx(0.5 / 3**0.5)
+
+
+def test_evaluations_round_trip(model, tokenizer, tmp_path):
+    problems = distinct_problems("selection", 20, 0)
+    rows = evaluate_model(
+        model, tokenizer, asked(problems), step=7, benchmark="selection",
+        decodings=("greedy", "avg@2"), max_new_tokens=12, seed=0,
+    )  # fmt: skip
+    assert [(row.step, row.decoding, row.n) for row in rows] == [(7, "greedy", 20), (7, "avg@2", 20)]
+    path = write_evaluations(tmp_path, rows)
+    assert read_evaluations(tmp_path) == rows
+    assert set(json.loads(path.read_text())[0]) == {"step", "benchmark", "decoding", "n", "value", "se"}
+    assert read_evaluations(tmp_path / "elsewhere") == []
+    path.write_text('[{"step": 1}]')
+    with pytest.raises(ValueError, match="not a list of evaluation rows"):
+        read_evaluations(tmp_path)
+    with pytest.raises(ValueError, match="unknown"):
+        evaluate_model(
+            model, tokenizer, asked(problems), step=1, benchmark="x",
+            decodings=("pass@1",), max_new_tokens=2, seed=0,
+        )  # fmt: skip
+
+
+def test_tasks_and_rollouts_refuse_what_cannot_be_judged():
+    with pytest.raises(ValueError, match="2 problems have 1 prompts"):
+        asked([Problem(1, "+", 2), Problem(1, "+", 2)]).by_prompt()
+    with pytest.raises(ValueError, match="two responses or more"):
+        Rollouts(prompts=4, samples=1, max_new_tokens=5)
