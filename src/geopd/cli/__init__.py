@@ -36,7 +36,7 @@ def main() -> None:
         app()
     except ValueError as error:
         _complain(error, 2)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # a full disk is an OSError
         _complain(error, 1)
     except KeyboardInterrupt:
         print("geopd: stopped; what had finished is kept, the same command goes on from there", file=sys.stderr)

@@ -44,18 +44,21 @@ def plan(
 
 def _print(summary: dict[str, object]) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     runs = summary["runs"]
     assert isinstance(runs, dict)
     for label, run in runs.items():
-        console.print(f"[bold]{label}[/]: {run['matched']} tensors matched with {run['origin']}, steps {run['steps']}")
+        console.print(f"[bold]{escape(label)}[/]: "
+            + escape(f"{run['matched']} tensors matched with {run['origin']}, steps {run['steps']}")
+)
         for warning in run["warnings"]:
-            console.print(f"  note: {warning}")
+            console.print(escape(f"  note: {warning}"))
         for item in run["skipped"]:
-            console.print(f"  left out: {item['name']}: {item['reason']}")
+            console.print(escape(f"  left out: {item['name']}: {item['reason']}"))
         for item in run["failed"]:
-            console.print(f"  damaged: {item['matrix']}: {item['reason']}")
+            console.print(escape(f"  damaged: {item['matrix']}: {item['reason']}"))
     console.print(
         f"{summary['matrices']} tensors to measure, {summary['bytes']:,} bytes to read, about "
         f"{summary['seconds_one_worker']:.0f} s on one worker, {summary['bytes_per_worker']:,} bytes of memory a worker"

@@ -81,6 +81,27 @@ _ALL = (
         "arXiv 2606.07082, section 4",
     ),
     Metric(
+        "stable_rank_denoised",
+        "stable rank without rounding",
+        "dimensions",
+        "Stable rank the update would have had without being rounded to bf16.",
+        "geopd",
+    ),
+    Metric(
+        "rounding_noise_share",
+        "rounding in the update",
+        "share of energy",
+        "Share of the stored update's squared norm that rounding to bf16 explains.",
+        "geopd",
+    ),
+    Metric(
+        "decay_coefficient",
+        "decay coefficient",
+        "relative",
+        "How far the weights moved along themselves: negative is weight decay.",
+        "geopd",
+    ),
+    Metric(
         "hill_tail",
         "Hill tail index",
         "exponent",

@@ -66,10 +66,8 @@ def wilson_interval(share: float, n: int, level: float = 0.95) -> Interval:
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
     half = z / scale * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    # The end that touches 0 or 1 does so exactly; rounding must not push it past.
-    low = 0.0 if share == 0 else centre - half
-    high = 1.0 if share == 1 else centre + half
-    return Interval(share, low, high, n)
+    # The ends may touch 0 and 1; rounding must not push them past.
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -151,9 +151,12 @@ def explained_share(values: tuple[float, float], nulls: tuple[float, float]) -> 
     return 1 - (contrast - log(nulls[1] / nulls[0])) / contrast
 
 
-def rotation(row: dict[str, Any]) -> float | None:
-    """Mean principal angle in degrees of a summary line: both sides' mean, or the one side that is defined."""
-    sides = [row.get(f"rotation_{side}_mean_deg") for side in ("left", "right")]
+def rotation(row: dict[str, Any], suffix: str = "") -> float | None:
+    """Mean principal angle in degrees of a summary line: both sides' mean, or the one side that is defined.
+
+    ``suffix`` picks a column beside the value's own, such as ``_null_gaussian``.
+    """
+    sides = [row.get(f"rotation_{side}_mean_deg{suffix}") for side in ("left", "right")]
     known = [side for side in sides if side is not None]
     return sum(known) / len(known) if known else None
 

@@ -1,0 +1,80 @@
+"""All figures in the order of the report, and writing them as PNG and as SVG fit for inlining."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from geopd.report.drawing import Drawing, Subject
+from geopd.report.endpoint_figures import (
+    overlaps,
+    principal_energy,
+    sparsity_against_size,
+    sparsity_by_module,
+)
+from geopd.report.map_figures import change_map, sparsity_map
+from geopd.report.path_figures import accuracy, accuracy_against_geometry, similarity, trajectories
+from geopd.report.spectrum_figures import spectra
+from geopd.report.style import styled
+from geopd.results import Results, write_atomically
+
+FIGURES: tuple[Callable[[Subject], Drawing], ...] = (
+    sparsity_by_module,
+    sparsity_against_size,
+    sparsity_map,
+    change_map,
+    spectra,
+    overlaps,
+    principal_energy,
+    trajectories,
+    similarity,
+    accuracy,
+    accuracy_against_geometry,
+)
+
+
+def draw_all(results: Results, folder: Path) -> list[tuple[Drawing, str]]:
+    """Draw every figure into ``folder`` as PNG and SVG; returns each with its SVG text (empty where not drawn)."""
+    subject = Subject.of(results)
+    drawn = []
+    with styled():
+        for draw in FIGURES:
+            drawing = draw(subject)
+            drawn.append((drawing, save(drawing.figure, drawing.name, folder) if drawing.figure else ""))
+    return drawn
+
+
+def save(figure: Figure, name: str, folder: Path) -> str:
+    """Write ``name.png`` and ``name.svg`` atomically; returns the SVG as it can stand inside an HTML page."""
+    write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, format="png"))
+    figure.set_layout_engine("none")  # the layout is found; finding it again would take as long as drawing
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue().decode("utf-8")
+    write_atomically(folder / f"{name}.svg", lambda path: path.write_text(svg, encoding="utf-8"))
+    return inline(svg, name)
+
+
+def inline(svg: str, name: str) -> str:
+    """The ``<svg>`` element alone: no prologue or metadata, ids unique to ``name``, width left to the page.
+
+    Several figures share one page, and matplotlib reuses ids and styles every element of the document.
+    """
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', body)
+    body = body.replace("xlink:href=", "href=").replace("*{stroke", f"#figure-{name} svg *{{stroke")
+    head, _, rest = body.partition(">")
+    box = re.search(r'viewBox="[^"]+"', head)
+    width = re.search(r'width="([\d.]+)pt"', head)
+    if box is None or width is None:
+        raise ValueError(f"{name}: an SVG without size cannot be inlined")
+    natural = f"{float(width[1]) * 4 / 3:.0f}"
+    style = f"width:100%;max-width:{natural}px;min-width:min(34rem,{natural}px)"
+    return f'<svg {box[0]} style="{style}" role="img" aria-labelledby="title-{name}">{rest}'

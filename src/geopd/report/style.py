@@ -1,0 +1,177 @@
+"""How every figure looks: one colour per paradigm (Okabe-Ito), line style and marker per run within a paradigm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import log10
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from geopd.results import PARADIGMS, Results
+
+COLOURS = {"sft": "#D55E00", "opd": "#0072B2", "rlvr": "#009E73", "mix": "#CC79A7", "other": "#595959"}
+INK, MUTED, RULE = "#222222", "#6b6b6b", "#d9d9d9"
+NULL_MARKERS = {"gaussian": "D", "permuted": "s", "random_mask": "|", "random_walk": "^"}
+NULL_LABELS = {
+    "gaussian": "Gaussian update of the same size",
+    "permuted": "same update, permuted",
+    "random_mask": "random mask",
+    "random_walk": "random walk",
+}
+MAX_LEGEND = 12
+"""With more runs than this a legend names paradigms instead of runs."""
+
+_LINES = ("-", "--", "-.", ":", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "v", "P", "X")
+_RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",  # text stays text: light, searchable, read aloud
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Matplotlib settings of this report, without touching anyone else's."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+@dataclass(frozen=True)
+class RunStyle:
+    """How one run is drawn and named."""
+
+    run: str
+    paradigm: str
+    label: str
+    colour: str
+    line: Any
+    marker: str
+
+
+def run_styles(results: Results) -> dict[str, RunStyle]:
+    """Styles of all runs, in the order they are shown: by paradigm, plain names before variants."""
+    paradigms = dict(results.runs.select("run", "paradigm").iter_rows())
+    names = set(paradigms) | set(results.measurements["run"]) | set(results.evaluations["run"])
+    order = {p: i for i, p in enumerate(PARADIGMS)}
+    known = {n: paradigms.get(n) if paradigms.get(n) in order else "other" for n in names}
+    styles: dict[str, RunStyle] = {}
+    for name in sorted(names, key=lambda n: (order[str(known[n])], len(n), n)):
+        paradigm = str(known[name])
+        i = sum(style.paradigm == paradigm for style in styles.values())
+        line, marker = _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)]
+        styles[name] = RunStyle(name, paradigm, shorten(name), COLOURS[paradigm], line, marker)
+    return styles
+
+
+def shorten(text: str, limit: int = 26) -> str:
+    """The text with its middle left out where it is longer than ``limit``."""
+    if len(text) <= limit:
+        return text
+    half = (limit - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches; made without pyplot, so nothing global is left behind."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def run_legend(figure: Figure, styles: list[RunStyle], extra: list[Line2D] | None = None) -> None:
+    """One legend below the panels: runs (or paradigms where there are many), then ``extra`` handles."""
+    if len(styles) <= MAX_LEGEND:
+        handles = [Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, label=s.label) for s in styles]
+    else:
+        seen = dict.fromkeys(s.paradigm for s in styles)
+        handles = [Line2D([], [], color=COLOURS[p], label=f"{p} ({_count(styles, p)} runs)") for p in seen]
+    handles += extra or []
+    columns = _columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _columns(labels: list[str], width: float) -> int:
+    """The most legend columns that fit the figure's width in inches; a legend fills column by column."""
+    for columns in range(len(labels), 1, -1):
+        full, longer = divmod(len(labels), columns)
+        ends = [0, *accumulate(full + (i < longer) for i in range(columns))]
+        widest = [max(map(len, labels[a:b])) for a, b in pairwise(ends)]
+        if sum(0.085 * letters + 0.65 for letters in widest) <= width:
+            return columns
+    return 1
+
+
+def chosen(styles: list[RunStyle], most: int) -> list[RunStyle]:
+    """At most ``most`` runs, taken from every paradigm in turn, in display order."""
+    turns = sorted(styles, key=lambda s: [t.run for t in styles if t.paradigm == s.paradigm].index(s.run))
+    kept = {s.run for s in turns[:most]}
+    return [s for s in styles if s.run in kept]
+
+
+def _count(styles: list[RunStyle], paradigm: str) -> int:
+    return sum(s.paradigm == paradigm for s in styles)
+
+
+def null_handle(null: str, *, line: bool = False) -> Line2D:
+    """Legend entry of a null model."""
+    label = f"null: {NULL_LABELS.get(null, null.replace('_', ' '))}"
+    if line:
+        return Line2D([], [], color=MUTED, linestyle=(0, (1, 1.5)), linewidth=1.2, label=label)
+    marker = NULL_MARKERS.get(null, "D")
+    return Line2D([], [], color=MUTED, linestyle="", marker=marker, markerfacecolor="none", label=label)
+
+
+def percent_axis(axes: Axes, which: str = "x") -> None:
+    """Ticks of a share axis as percentages."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+
+
+def maybe_log(
+    axes: Axes, values: list[float], decades: float = 1.0, *, which: str = "y", percent: bool = False
+) -> None:
+    """A logarithmic axis where all values are positive and span more than ``decades``."""
+    if percent:
+        percent_axis(axes, which)
+    if not values or min(values) <= 0 or max(values) / min(values) <= 10**decades:
+        return
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    span = log10(max(values) / min(values))
+    if span > 2.5 and not percent:  # powers of ten say it best
+        return
+    # One labelled tick a decade would leave a short axis almost bare.
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 2.5 else (1,)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}"))

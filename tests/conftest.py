@@ -1,0 +1,29 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up results folder of four runs; read it, do not write into it."""
+    from synthetic_results import Folder, write_notes
+
+    root = Folder(tmp_path_factory.mktemp("study_results") / "results").write()
+    write_notes(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def study_report(study_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a copy of that folder, with its claims decided."""
+    from geopd.claims import decide_claims
+    from geopd.report import write_report
+
+    root = shutil.copytree(study_folder, tmp_path_factory.mktemp("study_report") / "results")
+    decide_claims(root)
+    return write_report(root)
