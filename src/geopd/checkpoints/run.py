@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -172,7 +173,8 @@ def _evaluations(folder: Path) -> tuple[dict[str, Any], ...]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         for row in rows:
-            if set(row) != set(_EVALUATION) or not all(isinstance(row[k], t) for k, t in _EVALUATION.items()):
+            typed = set(row) == set(_EVALUATION) and all(isinstance(row[k], t) for k, t in _EVALUATION.items())
+            if not (typed and math.isfinite(row["value"]) and math.isfinite(row["se"])):
                 raise TypeError(f"row {row}")
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise CheckpointError(

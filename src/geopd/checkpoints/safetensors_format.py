@@ -66,7 +66,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, IndexError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:  # whatever garbage can hold
         raise CheckpointError(f"{path}: not a safetensors header; write or download the file again") from error
     expected = 8 + length + end
     if size != expected:

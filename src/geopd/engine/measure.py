@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,14 +22,14 @@ from rich.progress import (
 
 from geopd.checkpoints import CheckpointError, combine_digests
 from geopd.engine.cost import Estimate, choose_workers, estimate
-from geopd.engine.executor import THREADS, run_tasks
+from geopd.engine.executor import run_tasks
+from geopd.engine.folding import fold
 from geopd.engine.inputs import digest_tensors
 from geopd.engine.options import MeasureOptions
 from geopd.engine.plan import ORIGIN, Plan, RunPlan, make_plan
 from geopd.engine.task import Task
-from geopd.results import EVALUATIONS, RUNS, Store, digest_of
+from geopd.results import Store, digest_of
 
-SCHEMA_VERSION = 1
 NUMERICS = 1  # part of every part's name: raise it when the same inputs should give other numbers
 Digests = dict[tuple[Path, str], str | None]
 
@@ -92,21 +90,20 @@ def measure(
     tasks = plan.tasks(missing)
     _announce(console, plan, len(keys) - len(missing))
     _perform(store, tasks, workers, console)
-    _fold(store, plan, before, entries, parts)
+    fold(store, plan, before, entries, parts)
     store.discard(stale - {key for run in parts.values() for key in run.values()})
-    failed = {label: _failures(store, run.failed, parts[label]) for label, run in _by_label(plan).items()}
+    failed = {label: _failures(store, run.failed, parts[label]) for label, run in plan.by_label.items()}
     return MeasureOutcome(out, len(missing), len(keys) - len(missing), failed)
-
-
-def _by_label(plan: Plan) -> dict[str, RunPlan]:
-    return {run.run.label: run for run in plan.runs}
 
 
 def _manifest(out: Path) -> dict[str, Any] | None:
     path = out / "manifest.json"
     if not path.is_file():
         return None
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); remove the folder or name another --out") from error
     return manifest
 
 
@@ -125,7 +122,8 @@ def _check_settings(out: Path, before: dict[str, Any] | None, options: MeasureOp
 def _digest(plan: Plan, console: Console) -> Digests:
     sizes = plan.tensors()
     columns = (SpinnerColumn(), TextColumn("reading inputs"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=console.quiet) as progress:
+    quiet = console.quiet or not console.is_terminal  # elsewhere a bar that goes away leaves an empty line behind
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         bar = progress.add_task("", total=sum(sizes.values()))
         return digest_tensors(sizes, 2, lambda done: progress.advance(bar, done))
 
@@ -209,14 +207,15 @@ def _announce(console: Console, plan: Plan, finished: int) -> None:
     for run in plan.runs:
         covered = run.coverage()
         console.print(
-            f"[bold]{run.run.label}[/] ({run.paradigm}): {covered['matched']} tensors matched over "
+            f"[bold]{escape(run.run.label)}[/] ({run.paradigm}): {covered['matched']} tensors matched over "
             f"{len(run.steps)} checkpoint(s), {len(run.skipped)} skipped, {len(run.failed)} damaged",
             highlight=False,
+            soft_wrap=True,
         )
         for warning in run.warnings:
-            console.print(f"  [yellow]note[/] {warning}", highlight=False)
+            console.print(f"  [yellow]note[/] {escape(warning)}", highlight=False, soft_wrap=True)
         for name, reason in list(run.skipped.items())[:5] + list(run.failed.items())[:5]:
-            console.print(f"  [yellow]left out[/] {name}: {reason}", highlight=False)
+            console.print(f"  [yellow]left out[/] {escape(f'{name}: {reason}')}", highlight=False, soft_wrap=True)
     if finished:
         console.print(f"{finished} finished before: kept", highlight=False)
 
@@ -239,7 +238,7 @@ def _perform(store: Store, tasks: list[Task], workers: int | None, console: Cons
         for task, parts in run_tasks(tasks, count):
             for part in parts:
                 store.commit(part)
-            progress.update(bar, advance=1, description=task.weight.name)
+            progress.update(bar, advance=1, description=escape(task.weight.name))
         progress.update(bar, description="measured")
 
 
@@ -256,63 +255,6 @@ def _describe(expected: Estimate, workers: int, tasks: int) -> str:
     return f"{tasks} matrices in {workers} process(es): about {span}, up to {memory:.1f} GB of memory"
 
 
-def _fold(
-    store: Store,
-    plan: Plan,
-    before: dict[str, Any] | None,
-    entries: dict[str, dict[str, Any]],
-    parts: dict[str, dict[str, str]],
-) -> None:
-    before = before or {"inputs": {}, "parts": {}, "coverage": {}, "timing": {}}
-    inputs = {**before["inputs"], **entries}
-    all_parts = {**before["parts"], **parts}
-    records = {label: {name: store.record(key) for name, key in parts[label].items()} for label in parts}
-    timing = {
-        label: {name: {k: record[k] for k in ("seconds", "method", "threads")} for name, record in found.items()}
-        for label, found in records.items()
-    }
-    coverage = {label: _coverage(run, records[label]) for label, run in _by_label(plan).items()}
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "geopd_version": version("geopd"),
-        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "polars", "safetensors")}
-        | {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
-        "device": "cpu",
-        "threads": THREADS,
-        "settings": plan.options.as_settings(),
-        "inputs": inputs,
-        "coverage": {**before["coverage"], **coverage},
-        "parts": all_parts,
-        "timing": {**before["timing"], **timing},
-    }
-    tables = {"runs": _runs_table(inputs), "evaluations": _evaluations_table(inputs)}
-    store.fold([key for run in all_parts.values() for key in run.values()], tables, manifest)
-
-
-def _coverage(run: RunPlan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    covered = run.coverage()
-    known = {item["matrix"] for item in covered["failed"]}
-    covered["failed"] += [
-        {"matrix": name, "reason": record["failure"]}
-        for name, record in sorted(records.items())
-        if record["failure"] and name not in known
-    ]
-    return covered
-
-
 def _failures(store: Store, damaged: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
     failures = {name: store.record(key)["failure"] for name, key in parts.items()}
     return {**damaged, **{name: reason for name, reason in failures.items() if reason}}
-
-
-def _runs_table(inputs: dict[str, dict[str, Any]]) -> pl.DataFrame:
-    rows = [
-        {"run": label, **{k: entry[k] for k in RUNS if k in entry}, "tags": json.dumps(entry["tags"], sort_keys=True)}
-        for label, entry in sorted(inputs.items())
-    ]
-    return pl.DataFrame(rows, schema=RUNS)
-
-
-def _evaluations_table(inputs: dict[str, dict[str, Any]]) -> pl.DataFrame:
-    rows = [{"run": label, **item} for label, entry in sorted(inputs.items()) for item in entry["evaluations"]]
-    return pl.DataFrame(rows, schema=EVALUATIONS).sort("run", "benchmark", "decoding", "step")

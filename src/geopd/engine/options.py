@@ -35,8 +35,8 @@ class MeasureOptions:
     def parameters(self) -> Parameters:
         """The parameters as the diagnostics read them."""
         return Parameters(
-            Rank(str(self.rotation_k)),
-            Rank(str(self.principal_rank)),
+            _rank("--rotation-k", self.rotation_k),
+            _rank("--principal-rank", self.principal_rank),
             tuple(self.alpha),
             self.eta,
             tuple(self.similarity_k),
@@ -59,3 +59,10 @@ class MeasureOptions:
             "rotation_k": str(self.rotation_k),
             "principal_rank": str(self.principal_rank),
         }
+
+
+def _rank(option: str, value: int | str) -> Rank:
+    try:
+        return Rank(str(value))
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error

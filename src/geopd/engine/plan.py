@@ -54,6 +54,11 @@ class Plan:
     runs: tuple[RunPlan, ...]
     options: MeasureOptions
 
+    @property
+    def by_label(self) -> dict[str, RunPlan]:
+        """The runs by their labels."""
+        return {plan.run.label: plan for plan in self.runs}
+
     def tasks(self, keys: Mapping[tuple[str, str], str]) -> list[Task]:
         """Tasks for the named (run, matrix) parts, longest first: one per matrix and origin over all its runs."""
         grouped: dict[tuple[Path, str], list[RunSteps]] = defaultdict(list)
@@ -192,7 +197,7 @@ def _with_steps(reason: str, steps: list[int | None], every: list[int | None]) -
 
 
 def _nothing(plan: RunPlan) -> None:
-    if plan.unselected:
+    if plan.unselected and not plan.failed and not plan.skipped:
         raise CheckpointError(f"{plan.run.path}: --matrices selects none of its {len(plan.unselected)} tensors")
     reasons = [f"{name}: {reason}" for name, reason in sorted((plan.skipped | plan.failed).items())]
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""

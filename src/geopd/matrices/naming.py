@@ -56,7 +56,7 @@ def _describe(name: str, shape: tuple[int, ...]) -> WeightName:
     layer = int(match[1]) if match else None
     inside = name[match.end() :] if match else name
     leaf = inside.rsplit(".", 1)[-1]
-    if len(shape) == 1:
+    if len(shape) == 1 and shape[0]:
         module = "bias" if leaf == "bias" else "norm" if "norm" in name else "vector"
         return WeightName(name, layer, module, Role.VECTOR)
     if len(shape) != 2 or 0 in shape:

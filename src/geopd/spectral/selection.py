@@ -26,7 +26,7 @@ def visibly_changed(W0: Float[Tensor, "..."], W1: Float[Tensor, "..."], eta: flo
     for start in range(0, flat0.numel(), _CHUNK):
         stop = start + _CHUNK
         a, b = flat0[start:stop].double(), flat1[start:stop].double()
-        torch.gt((b - a).abs_(), torch.maximum(a.abs_(), b.abs()).mul_(eta), out=out[start:stop])
+        torch.gt((b - a).abs_(), torch.maximum(a.abs(), b.abs()).mul_(eta), out=out[start:stop])
     return changed
 
 

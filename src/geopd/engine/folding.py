@@ -1,0 +1,77 @@
+"""From finished parts to the folder's tables and manifest."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import polars as pl
+
+from geopd.engine.executor import THREADS
+from geopd.engine.plan import Plan, RunPlan
+from geopd.results import EVALUATIONS, RUNS, Store
+
+SCHEMA_VERSION = 1
+
+
+def fold(
+    store: Store,
+    plan: Plan,
+    before: dict[str, Any] | None,
+    entries: dict[str, dict[str, Any]],
+    parts: dict[str, dict[str, str]],
+) -> None:
+    """Write the tables and the manifest of everything in the folder: ``before``'s runs and this plan's.
+
+    ``entries`` and ``parts`` are this plan's inputs and part names by run label.
+    """
+    before = before or {"inputs": {}, "parts": {}, "coverage": {}, "timing": {}}
+    inputs = {**before["inputs"], **entries}
+    all_parts = {**before["parts"], **parts}
+    records = {label: {name: store.record(key) for name, key in parts[label].items()} for label in parts}
+    timing = {
+        label: {name: {k: record[k] for k in ("seconds", "method", "threads")} for name, record in found.items()}
+        for label, found in records.items()
+    }
+    coverage = {label: _coverage(run, records[label]) for label, run in plan.by_label.items()}
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "geopd_version": version("geopd"),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "polars", "safetensors")}
+        | {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
+        "device": "cpu",
+        "threads": THREADS,
+        "settings": plan.options.as_settings(),
+        "inputs": inputs,
+        "coverage": {**before["coverage"], **coverage},
+        "parts": all_parts,
+        "timing": {**before["timing"], **timing},
+    }
+    tables = {"runs": _runs_table(inputs), "evaluations": _evaluations_table(inputs)}
+    store.fold([key for run in all_parts.values() for key in run.values()], tables, manifest)
+
+
+def _coverage(run: RunPlan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    covered = run.coverage()
+    known = {item["matrix"] for item in covered["failed"]}
+    covered["failed"] += [
+        {"matrix": name, "reason": record["failure"]}
+        for name, record in sorted(records.items())
+        if record["failure"] and name not in known
+    ]
+    return covered
+
+
+def _runs_table(inputs: dict[str, dict[str, Any]]) -> pl.DataFrame:
+    rows = [
+        {"run": label, **{k: entry[k] for k in RUNS if k in entry}, "tags": json.dumps(entry["tags"], sort_keys=True)}
+        for label, entry in sorted(inputs.items())
+    ]
+    return pl.DataFrame(rows, schema=RUNS)
+
+
+def _evaluations_table(inputs: dict[str, dict[str, Any]]) -> pl.DataFrame:
+    rows = [{"run": label, **item} for label, entry in sorted(inputs.items()) for item in entry["evaluations"]]
+    return pl.DataFrame(rows, schema=EVALUATIONS).sort("run", "benchmark", "decoding", "step")

@@ -1,0 +1,113 @@
+"""The engine's economy: W0 is decomposed once for everything that needs it, and not at all where nothing does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from checkpoints_on_disk import save_run, save_tensors, small_weights
+
+from geopd.checkpoints import open_checkpoint
+from geopd.diagnostics import comparison
+from geopd.engine import MeasureOptions, estimate, make_plan, measure, task_cost
+from geopd.spectral import Decomposition, decompose
+
+OPTIONS = MeasureOptions(rotation_k="p/4", principal_rank="p/4", similarity_k=(2,), hill_k=(4,))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    save_tensors(tmp_path / "base", small_weights())
+    save_run(tmp_path / "opd", small_weights(), [1, 2, 3])
+    save_run(tmp_path / "rlvr", small_weights(), [1, 2], seed=9)
+    return tmp_path
+
+
+@pytest.fixture
+def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+
+    def watch(W: torch.Tensor, k: int) -> Decomposition:
+        seen.append(W)
+        return decompose(W, k)
+
+    monkeypatch.setattr(comparison, "decompose", watch)
+    return seen
+
+
+def test_the_origin_is_decomposed_once(world: Path, decomposed: list[torch.Tensor]) -> None:
+    measure(world / "base", [world / "opd", world / "rlvr"], world / "out", options=OPTIONS)
+    origins = [w.double() for name, w in small_weights().items() if w.ndim == 2 and "embed" not in name]
+    for origin in origins:
+        assert sum(W.shape == origin.shape and torch.equal(W, origin) for W in decomposed) == 1
+    # beside it, each of five checkpoints and each of their updates once
+    assert len(decomposed) == len(origins) * (1 + 5 + 5)
+
+
+@pytest.mark.parametrize("metrics", [("entrywise",), ("update_sparsity", "low_magnitude_overlap")])
+def test_entrywise_metrics_need_no_decomposition(
+    world: Path, monkeypatch: pytest.MonkeyPatch, metrics: tuple[str, ...]
+) -> None:
+    def refuse(*_: object) -> Decomposition:
+        raise AssertionError("an SVD was computed")
+
+    monkeypatch.setattr(comparison, "decompose", refuse)
+    measure(world / "base", [world / "opd"], world / "out", options=MeasureOptions(metrics=metrics), workers=1)
+    assert not set(pl.read_parquet(world / "out" / "measurements.parquet")["status"]) & {"failed"}
+
+
+def test_update_metrics_decompose_the_update_alone(world: Path, decomposed: list[torch.Tensor]) -> None:
+    options = MeasureOptions(metrics=("update",), similarity_k=(2,))
+    measure(world / "base", [world / "opd"], world / "out", options=options)
+    assert len(decomposed) == 4 * 3
+
+
+def test_tables_agree_with_measuring_by_hand(world: Path) -> None:
+    measure(world / "base", [world / "rlvr"], world / "out", options=OPTIONS)
+    frame = pl.read_parquet(world / "out" / "measurements.parquet")
+    before = small_weights()["model.layers.0.self_attn.q_proj.weight"]
+    after = open_checkpoint(world / "rlvr" / "checkpoint-2").read("model.layers.0.self_attn.q_proj.weight")
+    rows = frame.filter((pl.col("matrix") == "layers.0.self_attn.q_proj") & (pl.col("step") == 2))
+    by_metric = {row["metric"]: row for row in rows.iter_rows(named=True) if row["is_default"]}
+    assert by_metric["update_sparsity"]["value"] == pytest.approx(float((before == after).double().mean()))
+    sigma = torch.linalg.svdvals(after.double() - before.double())
+    assert by_metric["stable_rank"]["value"] == pytest.approx(float(sigma.square().sum() / sigma[0] ** 2), rel=1e-12)
+    assert by_metric["hill_tail"]["value"] == pytest.approx(3 / float(torch.log(sigma[:3] / sigma[3]).sum()), rel=1e-9)
+    assert (by_metric["stable_rank"]["rows"], by_metric["stable_rank"]["cols"]) == (24, 16)
+    assert (by_metric["stable_rank"]["layer"], by_metric["stable_rank"]["module"]) == (0, "q_proj")
+
+
+def test_a_plan_reads_no_weights(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geopd.checkpoints.safetensors_format.safe_open", None)
+    plan = make_plan(world / "base", [world / "opd"], OPTIONS)
+    tasks = plan.tasks({("opd", name): "" for name in plan.runs[0].pairs})
+    assert len(tasks) == 6
+    costs = [task_cost(task) for task in tasks]
+    assert costs == sorted(costs, reverse=True), "the longest first"
+    assert {d.group for task in tasks if task.weight.module == "embedding" for d in task.diagnostics} == {"entrywise"}
+    expected = estimate(tasks)
+    assert 0 < expected.longest <= expected.seconds
+    assert expected.worker_bytes > 1 << 20
+
+
+def test_selected_matrices_only(world: Path) -> None:
+    options = MeasureOptions(matrices=("*.0.*q_proj",), metrics=("update_norm",))
+    measure(world / "base", [world / "opd"], world / "out", options=options)
+    frame = pl.read_parquet(world / "out" / "measurements.parquet")
+    assert set(frame["matrix"]) == {"layers.0.self_attn.q_proj"}
+    assert set(frame["metric"]) == {"update_norm"}
+
+
+def test_another_thread_count_outside_changes_no_bits(world: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            measure(world / "base", [world / "opd"], world / f"out{threads}", options=OPTIONS)
+            assert torch.get_num_threads() == threads, "left as it was found"
+    finally:
+        torch.set_num_threads(before)
+    one, two = ((world / f"out{threads}" / "measurements.parquet").read_bytes() for threads in (1, 2))
+    assert one == two
