@@ -12,6 +12,22 @@ from torch import Tensor
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
+DEFINED = {
+    "update_sparsity",
+    "low_magnitude_overlap",
+    "principal_overlap",
+    "spectral_shift",
+    "update_norm",
+    "relative_update_norm",
+    "update_operator_norm",
+    "stable_rank",
+    "hill_tail",
+    "decay_coefficient",
+    *(f"principal_energy_{side}" for side in ("left", "right")),
+    *(f"rotation_{side}_{summary}_deg" for side in ("left", "right") for summary in ("mean", "median", "max")),
+}
+
+
 def as_float64(W: Tensor) -> Array:
     return W.double().numpy()
 
@@ -76,6 +92,12 @@ class Expected:
         self.k, self.rank, self.hill_k, self.eta = k, rank, hill_k, eta
         self._masks: dict[str, np.ndarray[Any, np.dtype[np.bool_]]] = {}
 
+    @staticmethod
+    def covers(metric: str, setting: str) -> bool:
+        """Whether its definition is written here: what is estimated rather than defined has tests of its own."""
+        keys = {item.split("=")[0] for item in setting.split(";")}
+        return metric in DEFINED and keys <= {"alpha", "eta", "rank", "view", "k", "decay"}
+
     def of(self, metric: str, setting: str) -> float | None:
         asked = dict(item.split("=") for item in setting.split(";"))
         if metric == "update_sparsity":
@@ -96,7 +118,7 @@ class Expected:
             result: float | None = getattr(self, f"_{metric}_without_decay")()
             return result
         result = getattr(self, f"_{metric}")()
-        return result
+        return None if result is None else float(result)
 
     def _mask(self, view: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         if view not in self._masks:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints_on_disk import q_name, save_model, save_shards, save_tensors, small_weights
 
+from checkpoints_on_disk import q_name, save_model, save_shards, save_tensors, small_weights
 from geopd.checkpoints import CheckpointError, checkpoint_digest, holds_weights, open_checkpoint
 
 

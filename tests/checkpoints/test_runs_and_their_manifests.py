@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints_on_disk import save_run, save_tensors, small_weights, write_run_json
 
+from checkpoints_on_disk import save_run, save_tensors, small_weights, write_run_json
 from geopd.checkpoints import (
     CheckpointError,
     Origin,

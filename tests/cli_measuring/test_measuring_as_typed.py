@@ -10,11 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from checkpoints_on_disk import moved, save_model, save_run, save_tensors, small_weights, write_run_json
-from command_line import geopd, start_geopd
 from safetensors.torch import load_file, save_file
 
+from checkpoints_on_disk import moved, save_model, save_run, save_tensors, small_weights, write_run_json
+from command_line import geopd, start_geopd
 from geopd.checkpoints import checkpoint_digest
+from geopd.diagnostics import CATALOGUE
 from geopd.results import read_results
 
 SMALL = ("--rotation-k", "p/4", "--principal-rank", "p/4", "--similarity-k", "2", "--hill-k", "4", "--quiet")
@@ -63,15 +64,12 @@ def test_two_shards_of_a_real_model(tmp_path: Path) -> None:
     assert result.code == 0
     assert result.err == ""
     frame = pl.read_parquet(tmp_path / "out" / "measurements.parquet")
-    full = frame.filter(pl.col("metric") == "stable_rank")
+    full = frame.filter((pl.col("metric") == "stable_rank") & pl.col("is_default"))
     assert full.height == 2 * 7, "seven matrices a layer"
     assert set(full["module"]) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert set(frame.filter(pl.col("module") == "embedding")["metric"]) == {
-        "update_sparsity",
-        "low_magnitude_overlap",
-        "update_norm",
-        "relative_update_norm",
-    }
+    entrywise = {metric for diagnostic in CATALOGUE if diagnostic.group == "entrywise" for metric in diagnostic.metrics}
+    assert {"update_sparsity", "low_magnitude_overlap", "update_norm", "relative_update_norm"} <= entrywise
+    assert set(frame.filter(pl.col("module") == "embedding")["metric"]) == entrywise
     sparsity = frame.filter((pl.col("metric") == "update_sparsity") & (pl.col("matrix") == "embed_tokens"))
     before, after = (
         {n: t for s in path.glob("*.safetensors") for n, t in load_file(s).items()}["model.embed_tokens.weight"]

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from prescribed import normal, orthogonal
 from torch import Tensor
 
 from geopd.diagnostics import CATALOGUE, Comparison, OriginMatrix, Parameters, Rank, UpdateSubspace
 from geopd.results import Null
 from geopd.spectral import decompose
+from prescribed import normal, orthogonal
 
 SIZES = (2e-6, 1e-5, 8e-5, 5e-4)
 SHAPE = (500, 400)
@@ -81,6 +81,15 @@ def test_standard_deviation_of_the_gaussian_sparsity() -> None:
     spread = np.std([values(c, "update_sparsity")["eta=0.001;view=bf16"] for c in found], ddof=1)
     (null,) = nulls_of_view(found[0], "update_sparsity", "bf16")
     assert spread == pytest.approx(null.sd, rel=4 / math.sqrt(2 * 19))
+
+
+@pytest.mark.parametrize("magnitude", [2.0**-6, 1.5 * 2.0**-6])
+def test_the_step_towards_zero_is_half_as_long_at_a_power_of_two(magnitude: float) -> None:
+    W0 = magnitude * normal(30, *SHAPE).sign().float()
+    comparison = Comparison(OriginMatrix(W0, PARAMETERS), (W0.double() + 2.0**-15 * normal(31, *SHAPE)).float())
+    (null,) = nulls_of_view(comparison, "update_sparsity", "bf16")
+    assert null.sd is not None
+    assert abs(null.mean - values(comparison, "update_sparsity")["eta=0.001;view=bf16"]) <= 4 * null.sd
 
 
 @pytest.mark.parametrize("size", SIZES)

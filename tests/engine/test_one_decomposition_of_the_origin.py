@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from checkpoints_on_disk import save_run, save_tensors, small_weights
 
+from checkpoints_on_disk import save_run, save_tensors, small_weights
 from geopd.checkpoints import open_checkpoint
 from geopd.diagnostics import comparison
 from geopd.engine import MeasureOptions, estimate, make_plan, measure, task_cost
@@ -111,3 +112,42 @@ def test_another_thread_count_outside_changes_no_bits(world: Path) -> None:
         torch.set_num_threads(before)
     one, two = ((world / f"out{threads}" / "measurements.parquet").read_bytes() for threads in (1, 2))
     assert one == two
+
+
+def test_a_tensor_missing_at_one_step_is_measured_at_the_others(world: Path) -> None:
+    fewer = small_weights(seed=3)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    del fewer[name]
+    save_tensors(world / "opd" / "checkpoint-2", fewer)
+    outcome = measure(world / "base", [world / "opd"], world / "out", options=OPTIONS)
+    assert outcome.exit_code == 0, "what a checkpoint does not hold is left out, not failed"
+    frame = pl.read_parquet(world / "out" / "measurements.parquet")
+    steps = frame.filter(pl.col("matrix") == "layers.0.self_attn.q_proj")["step"].unique().sort().to_list()
+    assert steps == [1, 3]
+    manifest = json.loads((world / "out" / "manifest.json").read_text())
+    (skip,) = manifest["coverage"]["opd"]["skipped"]
+    assert skip["name"] == "layers.0.self_attn.q_proj"
+    assert skip["reason"].startswith("missing in ")
+    assert skip["reason"].endswith("(at step 2)")
+
+
+def test_a_failure_is_measured_anew_once_its_input_is_repaired(world: Path) -> None:
+    """The same label with another content is a replacement, and replaces the failed rows."""
+    broken = small_weights(seed=3)
+    broken["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("nan")
+    save_tensors(world / "tuned", broken)
+    assert measure(world / "base", [world / "tuned"], world / "out", options=OPTIONS).exit_code == 1
+    save_tensors(world / "tuned", small_weights(seed=3))
+    repaired = measure(world / "base", [world / "tuned"], world / "out", options=OPTIONS, replace=True)
+    assert (repaired.exit_code, repaired.measured, repaired.resumed) == (0, 1, 5)
+    assert "failed" not in set(pl.read_parquet(world / "out" / "measurements.parquet")["status"])
+
+
+def test_a_renamed_step_is_another_input(world: Path) -> None:
+    run = save_run(world / "renamed", small_weights(), [1, 2])
+    measure(world / "base", [run], world / "out", options=OPTIONS)
+    (run / "checkpoint-2").rename(run / "checkpoint-20")
+    with pytest.raises(ValueError, match="already holds a run labelled renamed with other inputs"):
+        measure(world / "base", [run], world / "out", options=OPTIONS)
+    measure(world / "base", [run], world / "out", options=OPTIONS, replace=True)
+    assert sorted(pl.read_parquet(world / "out" / "measurements.parquet")["step"].unique()) == [1, 20]

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+
 from checkpoints_on_disk import (
     down_name,
     moved,
@@ -22,7 +23,6 @@ from checkpoints_on_disk import (
     write_run_json,
 )
 from command_line import geopd
-
 from geopd.checkpoints import checkpoint_digest
 
 INDEX = "model.safetensors.index.json"
@@ -103,7 +103,7 @@ def test_a_damaged_file(fault: str, base: Path, tuned: Path, tmp_path: Path) -> 
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda p: None, "no model.safetensors and no model.safetensors.index.json here"),
+    "empty": (Path.exists, "no model.safetensors and no model.safetensors.index.json here"),
     "adapter only": (lambda p: (p / "adapter_model.safetensors").touch(), "merge it into its base first"),
     "pickled": (lambda p: (p / "pytorch_model.bin").touch(), "safe_serialization=True"),
     "pickled shards": (lambda p: (p / "pytorch_model.bin.index.json").touch(), "safe_serialization=True"),
@@ -221,7 +221,9 @@ def test_one_damaged_step_of_several(base: Path, tmp_path: Path) -> None:
     save_tensors(run / "checkpoint-3", weights)
     result = geopd("measure", base, run, "--out", tmp_path / "out", *SMALL)
     assert result.code == 1
-    frame = pl.read_parquet(tmp_path / "out" / "measurements.parquet").filter(pl.col("matrix").str.contains("0.*q_proj"))
+    frame = pl.read_parquet(tmp_path / "out" / "measurements.parquet").filter(
+        pl.col("matrix").str.contains("0.*q_proj")
+    )
     assert set(frame.filter(pl.col("step") == 3)["status"]) == {"failed"}
     rest = frame.filter((pl.col("step") < 3) & (pl.col("metric") != "subspace_similarity"))
     assert set(rest["status"]) == {"ok"}
@@ -244,7 +246,9 @@ def test_the_glob_selects_nothing(base: Path, tuned: Path, tmp_path: Path) -> No
 def test_a_base_folder_with_several_steps(base: Path, tuned: Path, tmp_path: Path) -> None:
     run = save_run(tmp_path / "sft", small_weights(), [1, 2])
     complaint = geopd("measure", run, tuned, "--out", tmp_path / "out", *SMALL).complaint()
-    assert f"{run}: a base is one checkpoint, and this folder holds checkpoint-1, checkpoint-2; name one of" in complaint
+    assert (
+        f"{run}: a base is one checkpoint, and this folder holds checkpoint-1, checkpoint-2; name one of" in complaint
+    )
 
 
 def test_an_origin_that_changed_since_the_run(base: Path, tmp_path: Path) -> None:
@@ -323,9 +327,7 @@ def test_a_manifest_that_is_no_manifest(base: Path, tuned: Path, tmp_path: Path)
         (("--paradigm", "tuned=ppo"), "paradigm 'ppo' is none of sft, opd, rlvr, mix, other"),
     ],
 )
-def test_options_out_of_range(
-    options: tuple[str, str], message: str, base: Path, tuned: Path, tmp_path: Path
-) -> None:
+def test_options_out_of_range(options: tuple[str, str], message: str, base: Path, tuned: Path, tmp_path: Path) -> None:
     assert message in geopd("measure", base, tuned, "--out", tmp_path / "out", *options).complaint()
 
 
@@ -357,7 +359,10 @@ def test_a_task_that_dies_is_tried_again(
         patched.setattr(comparison, "decompose", out_of_memory)
         result = geopd("measure", base, tuned, "--out", tmp_path / "out", *SMALL)
     assert result.code == 1
-    assert f"failed: tuned: {down_name().removeprefix('model.').removesuffix('.weight')}: MemoryError: no more" in result.err
+    assert (
+        f"failed: tuned: {down_name().removeprefix('model.').removesuffix('.weight')}: MemoryError: no more"
+        in result.err
+    )
     again = geopd("measure", base, tuned, "--out", tmp_path / "out", *SMALL, "--json")
     assert again.code == 0
     assert json.loads(again.out)["measured"] == 2

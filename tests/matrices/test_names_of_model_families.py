@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints_on_disk import ATTENTION, EXPERTS, FAMILIES, FEED_FORWARD, LAYERS, save_model
 
+from checkpoints_on_disk import ATTENTION, EXPERTS, FAMILIES, FEED_FORWARD, LAYERS, save_model
 from geopd.checkpoints import open_checkpoint
 from geopd.matrices import Role, Selection, canonical_names
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints_on_disk import moved, q_name, save_model, save_tensors, small_weights
 from torch import Tensor
 
+from checkpoints_on_disk import moved, q_name, save_model, save_tensors, small_weights
 from geopd.checkpoints import open_checkpoint
 from geopd.matrices import Pairing, pair_checkpoints
 

@@ -26,9 +26,7 @@ from geopd.results import KEY, MEASUREMENTS, NULLS, RUNS, Identity, Measurement,
         (1.0, math.inf, Status.OK, None),
     ],
 )
-def test_contradictions_are_refused(
-    value: float | None, error: float | None, status: Status, note: str | None
-) -> None:
+def test_contradictions_are_refused(value: float | None, error: float | None, status: Status, note: str | None) -> None:
     with pytest.raises(ValueError, match="stable_rank"):
         Measurement("stable_rank", "view=native", value, error, status, "svd", note)
 

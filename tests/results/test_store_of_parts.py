@@ -94,6 +94,23 @@ def test_a_commit_cut_short_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert store.has("a")
 
 
+def test_a_part_gets_its_name_by_a_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies before the rename has written nothing that a reader takes for a part."""
+    store = Store(tmp_path)
+    complete: list[bool] = []
+
+    def die(temporary: Path, target: Path) -> None:
+        complete.append(temporary.stat().st_size > 0 and not target.exists())
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", die)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.commit(part("a"))
+    assert complete == [True]
+    assert not store.has("a")
+
+
 def test_discarding_a_part(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.commit(part("a"))

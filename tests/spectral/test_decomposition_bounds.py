@@ -8,7 +8,6 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from prescribed import normal, orthogonal, power_law, with_spectrum
 from scipy.linalg import subspace_angles
 
 from geopd.spectral import (
@@ -22,6 +21,7 @@ from geopd.spectral import (
     smallest_magnitudes,
     split_at_share,
 )
+from prescribed import normal, orthogonal, power_law, with_spectrum
 
 SPECTRA = {
     "decaying": power_law(6),
@@ -186,7 +186,10 @@ def test_the_histogram_selects_as_sorting_does(alpha: float) -> None:
     changed = normal(4, 50, 40) > 0.5
     bins = magnitude_bins(W)
     counts = count_bins(bins, changed)
-    by_sorting, by_counting = split_at_share(W.double().abs(), alpha, False), smallest_magnitudes(count_bins(bins), alpha)
+    by_sorting, by_counting = (
+        split_at_share(W.double().abs(), alpha, False),
+        smallest_magnitudes(count_bins(bins), alpha),
+    )
     assert by_counting.overlap(changed, counts) == pytest.approx(by_sorting.overlap(changed, counts), abs=1e-14)
     np.testing.assert_allclose(by_counting.weight_by_bin(bins), by_sorting.weight_by_bin(bins), rtol=0, atol=1e-9)
     assert by_counting.weight_by_bin(bins).sum() == pytest.approx(alpha * 2000)

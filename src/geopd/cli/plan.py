@@ -50,9 +50,10 @@ def _print(summary: dict[str, object]) -> None:
     runs = summary["runs"]
     assert isinstance(runs, dict)
     for label, run in runs.items():
-        console.print(f"[bold]{escape(label)}[/]: "
+        console.print(
+            f"[bold]{escape(label)}[/]: "
             + escape(f"{run['matched']} tensors matched with {run['origin']}, steps {run['steps']}")
-)
+        )
         for warning in run["warnings"]:
             console.print(escape(f"  note: {warning}"))
         for item in run["skipped"]:

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from geopd.diagnostics import (
+    decay,
+    gaussian_spectrum,
     hill,
     overlap,
     principal_energy,
     rotation,
+    rounding,
     sparsity,
     spectral_shift,
+    stable_rank_denoised,
     subspace_similarity,
     update_size,
 )
 from geopd.diagnostics.comparison import Comparison, OriginMatrix, UpdateSubspace
 from geopd.diagnostics.parameters import Parameters, Rank
 from geopd.results import Measurement, Null, setting
+
+Item = TypeVar("Item", Measurement, Null)
 
 
 def _native(_: Parameters) -> str:
@@ -29,6 +36,11 @@ def _native(_: Parameters) -> str:
 
 def _no_nulls(_: Comparison) -> list[Null]:
     return []
+
+
+def _all_of(*functions: Callable[[Comparison], list[Item]]) -> Callable[[Comparison], list[Item]]:
+    """What several functions say of one metric, one after the other."""
+    return lambda comparison: [item for function in functions for item in function(comparison)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +60,20 @@ CATALOGUE: tuple[Diagnostic, ...] = (
     Diagnostic((overlap.LOW,), "entrywise", overlap.low_setting, overlap.measure_low, overlap.nulls_low),
     Diagnostic(("update_norm",), "entrywise", _native, update_size.measure_norm),
     Diagnostic(("relative_update_norm",), "entrywise", _native, update_size.measure_relative_norm),
+    Diagnostic(rounding.METRICS, "entrywise", rounding.default_setting, rounding.measure),
+    Diagnostic(decay.METRICS, "entrywise", decay.default_setting, decay.measure),
     Diagnostic(("update_operator_norm",), "update", _native, update_size.measure_operator_norm),
-    Diagnostic(("stable_rank",), "update", _native, update_size.measure_stable_rank, update_size.nulls_stable_rank),
-    Diagnostic(hill.METRICS, "update", hill.default_setting, hill.measure),
+    Diagnostic(
+        ("stable_rank",),
+        "update",
+        _native,
+        _all_of(update_size.measure_stable_rank, decay.measure_stable_rank),
+        _all_of(update_size.nulls_stable_rank, rounding.nulls_stable_rank),
+    ),
+    Diagnostic(
+        stable_rank_denoised.METRICS, "update", stable_rank_denoised.default_setting, stable_rank_denoised.measure
+    ),
+    Diagnostic(hill.METRICS, "update", hill.default_setting, hill.measure, rounding.nulls_hill),
     Diagnostic(
         subspace_similarity.METRICS,
         "update",
@@ -58,8 +81,14 @@ CATALOGUE: tuple[Diagnostic, ...] = (
         subspace_similarity.measure,
         subspace_similarity.nulls,
     ),
-    Diagnostic(rotation.METRICS, "full", rotation.default_setting, rotation.measure),
-    Diagnostic(spectral_shift.METRICS, "full", _native, spectral_shift.measure),
+    Diagnostic(rotation.METRICS, "full", rotation.default_setting, rotation.measure, gaussian_spectrum.nulls_rotation),
+    Diagnostic(
+        spectral_shift.METRICS,
+        "full",
+        _native,
+        _all_of(spectral_shift.measure, decay.measure_spectral_shift),
+        gaussian_spectrum.nulls_shift,
+    ),
     Diagnostic(
         (overlap.PRINCIPAL,), "full", overlap.principal_setting, overlap.measure_principal, overlap.nulls_principal
     ),

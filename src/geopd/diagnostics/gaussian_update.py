@@ -49,6 +49,8 @@ def _bins(comparison: Comparison, view: str) -> _Bins:
 
 def _regime(comparison: Comparison, view: str) -> str | None:
     """``on-grid``, ``off-grid`` or ``native``; None where no closed form is valid."""
+    if comparison.origin.magnitude_counts[_FINITE:].any():
+        return None  # weights beyond the range of bf16 have no step to round by
     if view == "bf16":
         if comparison.parameters.eta >= _VISIBLE_STEP:
             return None
@@ -70,7 +72,8 @@ def visible_probability(index: NDArray[np.int64], s: float, regime: str, eta: fl
         result = 0.5 * erfc(_OUTWARD[index] / 2 / root) + 0.5 * erfc(_INWARD[index] / 2 / root)
     elif regime == "off-grid":
         u = _OUTWARD[index]
-        result = erfc(u / root) + math.sqrt(2 / math.pi) * (s / u) * -np.expm1(-((u / root) ** 2))
+        steps = np.minimum(u / root, 1e3)  # beyond it both terms have their limits, and squares would overflow
+        result = erfc(steps) + math.sqrt(2 / math.pi) * (s / u) * -np.expm1(-(steps**2))
     else:
         cut = eta * _MAGNITUDES[index]
         result = 0.5 * erfc(cut / (1 - eta) / root) + 0.5 * erfc(cut / root)
@@ -108,10 +111,10 @@ def _solve(increasing: Callable[[float], float], target: float, start: float) ->
 
 
 def _scale_for_energy(comparison: Comparison, bins: _Bins) -> float | None:
-    energy = comparison.update_norm[0] ** 2
-    rms = math.sqrt(energy / comparison.stored.numel())
-    if comparison.stored.dtype in _WIDE:
+    rms = comparison.update_norm[0] / math.sqrt(comparison.stored.numel())
+    if comparison.stored.dtype != torch.bfloat16:
         return rms
+    energy = comparison.update_norm[0] ** 2
     if comparison.origin.on_grid:
         return _solve(lambda s: stored_energy(bins.index, bins.count, s), energy, rms)
     # a wide origin saved narrow: the stored update holds the rounding of one end, u^2/12 an entry

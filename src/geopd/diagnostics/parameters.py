@@ -62,3 +62,11 @@ class Parameters:
             raise ValueError(f"--similarity-k: must be positive, not {self.similarity_k}")
         if not self.hill_k or min(self.hill_k) < 2:
             raise ValueError(f"--hill-k: needs at least 2 singular values, not {self.hill_k}")
+        given: dict[str, tuple[float, ...]] = {
+            "--alpha": self.alphas,
+            "--similarity-k": self.similarity_k,
+            "--hill-k": self.hill_k,
+        }
+        for option, values in given.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{option}: {', '.join(map(str, values))} names a value twice; give each once")

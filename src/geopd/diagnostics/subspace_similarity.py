@@ -47,7 +47,7 @@ def _measure(comparison: Comparison, k: int, default: bool) -> Measurement:
 
 def _undefined(comparison: Comparison, k: int) -> str | None:
     if comparison.final is None:
-        return "the run has one checkpoint: no later subspace to compare with"
+        return "no other checkpoint of the run gives a final subspace to compare with"
     for which, d in (("this", comparison.update_decomposition), ("the final", comparison.final.decomposition)):
         if d.rank < k:
             return f"numerical rank of {which} update is {d.rank} < K = {k}"

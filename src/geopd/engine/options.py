@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,10 @@ class MeasureOptions:
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Which diagnostics are asked for."""
         return select(self.metrics)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The options alone travel to worker processes, not what was derived from them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def as_settings(self) -> dict[str, Any]:
         """The options as JSON, as the manifest and the part names record them."""

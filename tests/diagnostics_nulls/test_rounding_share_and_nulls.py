@@ -1,0 +1,180 @@
+"""The share of an update that rounding explains, against updates whose intended part is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from planted_updates import PARAMETERS, compare, planted, stable_rank, stored, structure, weights
+from scipy.special import erf
+from torch import Tensor
+
+from geopd.diagnostics import Comparison, OriginMatrix
+from geopd.diagnostics.bf16_grid import UNITS, exponents, regime, units
+from geopd.diagnostics.rounding import TOO_NOISY, measure, noise_verdict, nulls_hill, nulls_stable_rank, on_grid_share
+from geopd.results import Measurement, Status
+from geopd.spectral import magnitude_bins
+from prescribed import generator
+
+N = 320
+SIZES = (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
+
+
+def exact_share(item: Comparison, d: Tensor) -> float:
+    D = item.update
+    return 1 - float((D * d).sum() ** 2 / (D.square().sum() * d.square().sum()))
+
+
+def native(item: Comparison) -> Measurement:
+    return measure(item)[0]
+
+
+@pytest.mark.parametrize("form", ["on-grid", "one end"])
+@pytest.mark.parametrize("kind", ["rank 16", "white", "signs"])
+@pytest.mark.parametrize("of", ["plain", "columns"])
+def test_share_of_known_updates(form: str, kind: str, of: str) -> None:
+    W = weights(of, N, N)
+    d = structure(kind, W)
+    for size in SIZES:
+        if kind == "signs" and form == "on-grid" and size < 5e-5:
+            continue  # all entries alike: no Gaussian, and on the grid they cross their steps all at once
+        item = planted(W, size * d, form)
+        row = native(item)
+        assert row.status is Status.OK
+        limit = 0.06 if kind == "signs" else 0.025
+        assert row.value == pytest.approx(exact_share(item, size * d), abs=limit), size
+
+
+def test_unequal_rows_are_overstated_never_understated() -> None:
+    W = weights("plain", N, N)
+    d = structure("lognormal rows", W)
+    for size in SIZES:
+        item = planted(W, size * d, "on-grid")
+        excess = (native(item).value or 0.0) - exact_share(item, size * d)
+        assert -0.01 <= excess <= 0.3, size
+
+
+def test_the_share_falls_to_the_white_noise_model() -> None:
+    steps, counts = UNITS[112:122], np.array([1, 2, 4, 8, 16, 32, 64, 128, 200, 100.0])
+    shares = []
+    for s in np.geomspace(1e-2, 100, 30) * steps[-1]:
+        energy = float(counts @ np.array([grid_energy(u, s) for u in steps]))
+        share, found = on_grid_share(counts, steps, energy)
+        assert found == pytest.approx(s, rel=1e-6)
+        shares.append(share)
+        if s >= 0.7 * steps[-1]:
+            assert share == pytest.approx(float(counts @ steps**2) / 12 / energy, rel=0.03)
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.9
+    assert shares[-1] < 1e-4
+
+
+def grid_energy(u: float, s: float) -> float:
+    """E[(u round(d/u))^2], summed over the multiples of u."""
+    k = np.arange(1, int(12 * s / u) + 3)
+    inside = erf((k + 0.5) * u / s / math.sqrt(2)) - erf((k - 0.5) * u / s / math.sqrt(2))
+    return float((inside * (k * u) ** 2).sum())
+
+
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_the_bf16_view_of_wide_weights_is_measured_not_modelled(on_grid: bool) -> None:
+    W = weights("plain", 64, 48).float()
+    W = W.bfloat16().float() if on_grid else W
+    item = compare(W, (W.double() + 3e-5 * structure("rank 4", W.double())).float())
+    wide, seen = measure(item)
+    assert (wide.value, wide.error, wide.setting, wide.is_default) == (0.0, 0.0, "view=native", True)
+    assert wide.note is not None
+    assert "wider than bf16" in wide.note
+    D = (item.stored.bfloat16().double() - W.bfloat16().double()).numpy()
+    d = item.update.numpy()
+    expected = 1 - (D * d).sum() ** 2 / ((D**2).sum() * (d**2).sum())
+    assert seen.value == pytest.approx(expected, abs=1e-12)
+    assert (seen.setting, seen.is_default) == ("view=bf16", False)
+    assert noise_verdict(item) is None
+    assert nulls_stable_rank(item) == nulls_hill(item) == []
+
+
+def test_bf16_numbers_in_a_wide_file_are_still_rounded() -> None:
+    W = weights("plain", 64, 48)
+    before, after = stored(W, 3e-5 * structure("rank 4", W), "on-grid")
+    narrow, wide = compare(before, after), compare(before.float(), after.float())
+    assert regime(wide) == regime(narrow) == "on-grid"
+    assert native(wide).value == native(narrow).value
+    assert len(measure(wide)) == 1
+
+
+def test_undefined_where_rounding_is_not_modelled() -> None:
+    W = weights("plain", 8, 8)
+    half = measure(compare(W.half(), (W + 1e-3).half()))
+    assert [row.status for row in half] == [Status.UNDEFINED]
+    assert half[0].note is not None
+    assert half[0].note.startswith("float16")
+    assert measure(compare(W.bfloat16(), W.bfloat16()))[0].note == "the update is exactly zero"
+    unseen = measure(compare(W.bfloat16().float(), (W.bfloat16().double() * (1 + 1e-6)).float()))
+    assert [row.value for row in unseen] == [0.0, None]
+    assert unseen[1].note == "no entry changed in this view"
+
+
+@pytest.mark.parametrize("form", ["on-grid", "one end"])
+@pytest.mark.parametrize("of", ["plain", "columns"])
+def test_the_verdict_parts_faithful_stable_ranks_from_inflated_ones(form: str, of: str) -> None:
+    W = weights(of, N, N)
+    d = structure("rank 16", W)
+    verdicts = []
+    for size in SIZES:
+        item = planted(W, size * d, form)
+        verdict = noise_verdict(item)
+        ratio = stable_rank(item.update) / stable_rank(d)
+        assert (verdict is None) == ((native(item).value or 0.0) <= TOO_NOISY)
+        if verdict is None:
+            assert 0.97 <= ratio <= 1.13, size
+        else:
+            assert ratio > 1.1, size
+            assert verdict.startswith("bf16 rounding makes ")
+        verdicts.append(verdict is None)
+    assert verdicts == sorted(verdicts)
+    assert not verdicts[0]
+    assert verdicts[-1]
+
+
+@pytest.mark.parametrize("of", ["plain", "columns"])
+@pytest.mark.parametrize("shape", [(N, N), (400, 200)])
+def test_rounding_nulls_against_dense_draws(of: str, shape: tuple[int, int]) -> None:
+    W = weights(of, *shape)
+    item = planted(W, 1e-5 * structure("rank 16", W), "one end")
+    u = units(magnitude_bins(item.origin.stored))
+    spectra = [
+        torch.linalg.svdvals(u * (torch.rand(shape, generator=generator(50 + i)).double() - 0.5)) for i in range(6)
+    ]
+    ranks = [float(sigma.square().sum() / sigma[0] ** 2) for sigma in spectra]
+    (rank,), (hill,) = nulls_stable_rank(item), nulls_hill(item)
+    assert rank.mean == pytest.approx(np.mean(ranks), rel=0.06)
+    tails = [15 / float((sigma[:15] / sigma[15]).log().sum()) for sigma in spectra]
+    assert hill.mean == pytest.approx(np.mean(tails), abs=4 * float(np.std(tails)) + 0.1 * float(np.mean(tails)))
+    assert rank.null == hill.null == "rounding"
+    homogeneous = shape[0] * shape[1] / (math.sqrt(shape[0]) + math.sqrt(shape[1])) ** 2
+    assert (rank.mean > 0.9 * homogeneous) == (of == "plain")
+
+
+@pytest.mark.parametrize(("of", "within"), [("plain", 0.06), ("columns", 0.12)])  # few columns: draws differ more
+def test_an_update_below_every_step_reads_as_the_rounding_null(of: str, within: float) -> None:
+    W = weights(of, N, N)
+    item = planted(W, 1e-6 * structure("rank 16", W), "one end")
+    assert stable_rank(item.update) == pytest.approx(nulls_stable_rank(item)[0].mean, rel=within)
+
+
+def test_one_draw_of_an_origin_serves_all_its_checkpoints() -> None:
+    W = weights("plain", 60, 50)
+    before = OriginMatrix(W.bfloat16(), PARAMETERS)
+    first, second = (Comparison(before, (W.bfloat16().double() + s).bfloat16()) for s in (1e-3, 2e-3))
+    assert nulls_stable_rank(first) == nulls_stable_rank(second)
+    assert nulls_stable_rank(first) == nulls_stable_rank(compare(W.bfloat16(), (W + 1e-3).bfloat16()))
+
+
+def test_steps_are_the_distances_between_bf16_neighbours() -> None:
+    W = torch.tensor([[1.0, 1.9921875, 2.0, 0.0, 3e-39, 0.1, 3.0e38]]).bfloat16()
+    upward = (W.view(torch.int16) + 1).view(torch.bfloat16)
+    assert torch.equal(units(magnitude_bins(W))[0, :6], (upward.double() - W.double())[0, :6])
+    assert exponents(magnitude_bins(-W)).tolist() == exponents(magnitude_bins(W)).tolist()
