@@ -78,7 +78,7 @@ def _flow(sigma: Array, longest: int, s: float) -> float:
         apart, together = levels[:, None] - levels[None], levels[:, None] + levels[None]
         regular = apart**2 + 4 * step * together * weight[None] ** 2
         terms = np.divide(together * apart, regular, out=np.zeros_like(apart), where=regular > 0)
-        levels = np.sort(np.maximum(levels + step * (longest - 1 - terms @ weight), 0.0))[::-1]
+        levels = np.sort(np.maximum(levels + step * (longest - 1 + terms @ weight), 0.0))[::-1]
     return math.sqrt(float(weight @ (np.sqrt(levels) - np.sqrt(start)) ** 2))
 
 
