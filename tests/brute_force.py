@@ -51,6 +51,16 @@ def changed(before: Array, after: Array, eta: float) -> np.ndarray[Any, np.dtype
     return mask
 
 
+def bf16_steps(a: float, b: float) -> int:
+    """How many steps along the bf16 numbers lie between two of them, both zeros being one number."""
+
+    def place(x: float) -> int:
+        bits = int(np.float32(abs(x)).view(np.uint32)) >> 16
+        return -bits if x < 0 else bits
+
+    return abs(place(a) - place(b))
+
+
 def share_of(score: Array, alpha: float, *, largest: bool) -> Array:
     """How much of each entry the alpha share takes: sort, fill the quota group by group, spread it over ties."""
     remaining = alpha * score.size
@@ -101,7 +111,11 @@ class Expected:
     def of(self, metric: str, setting: str) -> float | None:
         asked = dict(item.split("=") for item in setting.split(";"))
         if metric == "update_sparsity":
-            return 1 - float(self._mask(asked["view"]).sum()) / self.W0.size
+            return 1 - self._visible(asked) / self.W0.size
+        if metric == "subspace_gap":
+            return self._subspace_gap(int(asked["k"]))
+        if metric == "increment_similarity":
+            return None  # a pair has no earlier checkpoint
         if metric == "low_magnitude_overlap":
             score = np.abs(seen(self.stored[0], asked["view"]))
             return overlap(share_of(score, float(asked["alpha"]), largest=False), self._mask(asked["view"]))
@@ -119,6 +133,29 @@ class Expected:
             return result
         result = getattr(self, f"_{metric}")()
         return None if result is None else float(result)
+
+    def _visible(self, asked: dict[str, str]) -> int:
+        ends = [seen(W, asked["view"]) for W in self.stored]
+        if "eta" in asked:
+            return int(changed(*ends, float(asked["eta"])).sum())
+        return sum(bf16_steps(a, b) >= int(asked["min_ulp"]) for a, b in zip(*(W.flat for W in ends), strict=True))
+
+    def _sub_ulp_share(self) -> float | None:
+        if not all(W.dtype.itemsize > 2 for W in self.stored) or np.array_equal(round_to_bf16(self.W1), self.W1):
+            return None
+        moved = np.flatnonzero(self.dW)
+        if not moved.size:
+            return None
+        near = np.abs(round_to_bf16(self.W0)).flat
+        exponent = [max(math.frexp(near[i])[1] - 1, -126) if near[i] else -126 for i in moved]
+        lost = sum(abs(self.dW.flat[i]) < 2.0 ** (e - 7) / 2 for i, e in zip(moved, exponent, strict=True))
+        return lost / moved.size
+
+    def _subspace_gap(self, k: int) -> float | None:
+        sigma = np.append(spectrum(self.dW), 0.0)
+        if rank(sigma[:-1], max(self.dW.shape)) < k:
+            return None
+        return float((sigma[k - 1] - sigma[k]) / sigma[0])
 
     def _mask(self, view: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
         if view not in self._masks:

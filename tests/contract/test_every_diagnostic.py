@@ -15,32 +15,57 @@ from torch import Tensor
 from geopd.diagnostics import (
     CATALOGUE,
     GROUPS,
+    PAIR_CATALOGUE,
     Comparison,
     Diagnostic,
     OriginMatrix,
+    PairDiagnostic,
     Parameters,
+    Place,
     Rank,
+    RunPair,
+    Trajectory,
     UpdateSubspace,
     select,
+    select_pairs,
 )
+from geopd.diagnostics.coordinates import visible_signs
+from geopd.diagnostics.trajectory import increment_of
 from geopd.results import METRICS, Measurement, Status
 from geopd.spectral import decompose
 from prescribed import PAIRS, normal, orthogonal, with_spectrum
 
 PARAMETERS = Parameters(Rank("4"), Rank("3"), (0.5, 0.3), 1e-3, (2, 3), (4, 3))
 LINEAR = {"update_norm", "update_operator_norm"}  # these scale with the weights; everything else is free of units
-ONE_SIDED = {"subspace_similarity"}  # defined by right singular vectors only: not a transposable statement
+ONE_SIDED = {
+    "subspace_similarity",
+    "increment_similarity",
+}  # defined by right singular vectors only: not a transposable statement
 
 each_diagnostic = pytest.mark.parametrize("diagnostic", CATALOGUE, ids=lambda d: d.metrics[0])
+each_of_runs = pytest.mark.parametrize("diagnostic", PAIR_CATALOGUE, ids=lambda d: d.metrics[0])
 each_pair = pytest.mark.parametrize("name", PAIRS)
 
 
 def compare(before: Tensor, after: Tensor, parameters: Parameters = PARAMETERS, *, last: bool = False) -> Comparison:
-    """As the first or as the last checkpoint of a run of two."""
+    """As the second checkpoint of a run of three, or as the last of two; the first went half the way."""
     origin = OriginMatrix(before.clone(), parameters)
     end = after if last else after.double() + 1e-3 * after.double().abs().max() * normal(99, *after.shape)
     subspace = decompose(end.double() - before.double(), max(parameters.similarity_k))
-    return Comparison(origin, after.clone(), UpdateSubspace(subspace, is_this=last))
+    if after.shape != before.shape:
+        return Comparison(origin, after)
+    half = ((before.double() + after.double()) / 2).to(after.dtype)
+    path = Trajectory([increment_of(origin, None, half), increment_of(origin, half, after)], seed=1)
+    return Comparison(origin, after.clone(), UpdateSubspace(subspace, is_this=last), Place(path, 1))
+
+
+def runs_of(name: str) -> RunPair:
+    """Two runs: the pair's later weights, and those with every other entry left where it was."""
+    pair = PAIRS[name]
+    origin = OriginMatrix(pair.before.clone(), PARAMETERS)
+    other = pair.after.clone()
+    other[::2] = pair.before.to(other.dtype)[::2]
+    return RunPair(origin, *(visible_signs(Comparison(origin, W)) for W in (pair.after, other)))
 
 
 def comparison_of(name: str) -> Comparison:
@@ -74,8 +99,8 @@ def agree(here: Measurement, there: Measurement, factor: float = 1.0) -> None:
     assert abs(factor * here.value - there.value) <= slack, (here, there)
 
 
-@each_diagnostic
-def test_metrics_are_declared_and_glossed(diagnostic: Diagnostic) -> None:
+@pytest.mark.parametrize("diagnostic", [*CATALOGUE, *PAIR_CATALOGUE], ids=lambda d: d.metrics[0])
+def test_metrics_are_declared_and_glossed(diagnostic: Diagnostic | PairDiagnostic) -> None:
     assert diagnostic.metrics
     for metric in diagnostic.metrics:
         assert METRICS[metric].name == metric
@@ -86,7 +111,7 @@ def test_metrics_are_declared_and_glossed(diagnostic: Diagnostic) -> None:
 
 
 def test_each_metric_is_measured_once_and_every_glossed_metric_is_measured() -> None:
-    measured = [metric for diagnostic in CATALOGUE for metric in diagnostic.metrics]
+    measured = [metric for diagnostic in (*CATALOGUE, *PAIR_CATALOGUE) for metric in diagnostic.metrics]
     assert len(measured) == len(set(measured))
     assert set(measured) == set(METRICS)
 
@@ -122,6 +147,24 @@ def test_rows(diagnostic: Diagnostic, name: str) -> None:
         assert null.draws != 1 or null.sd is None, "one draw tells no spread"
     named = [(null.metric, null.setting, null.null) for null in diagnostic.nulls(comparison)]
     assert len(named) == len(set(named))
+
+
+@each_pair
+@each_of_runs
+def test_rows_of_two_runs(diagnostic: PairDiagnostic, name: str) -> None:
+    runs = runs_of(name)
+    (item,), nulls = diagnostic.measure(runs), diagnostic.nulls(runs)
+    assert (item.metric, item.setting, item.is_default) == (diagnostic.metrics[0], diagnostic.setting(PARAMETERS), True)
+    assert (item.value is None) == (item.status is Status.UNDEFINED) == (not nulls)
+    for null in nulls:
+        assert (null.metric, null.setting, null.is_default) == (item.metric, item.setting, True)
+        assert 0 <= null.mean <= 1
+        assert null.sd is not None
+        assert null.sd >= 0
+    assert diagnostic.measure(runs_of(name)) == [item]
+    assert diagnostic.nulls(runs_of(name)) == nulls
+    swapped = RunPair(runs.origin, runs.other, runs.one)
+    assert diagnostic.measure(swapped) == [item]
 
 
 @pytest.mark.parametrize("name", ["bf16", "float32", "wide", "repeated", "zero update", "row"])
@@ -262,8 +305,10 @@ def test_permuted_rows_keep_the_principal_mask(seed: int, rank: int) -> None:
 
 
 def test_groups_and_metrics_select_what_they_name() -> None:
-    everything = {metric for diagnostic in select(["full"]) for metric in diagnostic.metrics}
-    assert everything == set(METRICS)
+    chosen = (*select(["full"]), *select_pairs(["full"]))
+    assert {metric for diagnostic in chosen for metric in diagnostic.metrics} == set(METRICS)
+    assert select(["sign_agreement"]) == select_pairs(["hill_tail"]) == ()
+    assert [d.metrics for d in select_pairs(["sign_agreement", "hill_tail"])] == [("sign_agreement",)]
     assert {d.group for d in select(["entrywise"])} == {"entrywise"}
     assert {d.group for d in select(["update"])} == {"entrywise", "update"}
     assert [d.metrics for d in select(["hill_tail"])] == [("hill_tail",)]

@@ -154,7 +154,8 @@ def test_permuted_principal_overlap() -> None:
     parameters = Parameters(principal_rank=Rank("4"), alphas=(0.3,))
     origin = OriginMatrix(W0, parameters)
     # changes that prefer the principal mask, so that the null has something to take away
-    changed = (origin.reconstruction > origin.reconstruction.median()) & (normal(13, 50, 40) > 0)
+    reconstruction = torch.cat(list(origin.reconstruction_blocks()))
+    changed = (reconstruction > reconstruction.median()) & (normal(13, 50, 40) > 0)
     observed = Comparison(origin, torch.where(changed, -2 * W0 - 1, W0))
     name = "alpha=0.3;eta=0.001;rank=4;view=bf16"
     null = nulls(observed, "principal_overlap")[name, "permuted"]

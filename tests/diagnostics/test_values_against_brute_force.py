@@ -15,6 +15,7 @@ from prescribed import PAIRS, normal, orthogonal, power_law
 PARAMETERS = Parameters(Rank("4"), Rank("3"), (0.5, 0.3), 1e-3, (2,), (4,))
 ALL_COVERED = Parameters(Rank("30"), Rank("64"), (0.5, 0.3), 1e-3, (2,), (4,))
 ANGLE = 1e-7  # degrees
+OF_A_RUN = ("subspace_similarity", "increment_similarity")  # a pair of matrices has none: see trajectories
 MODELLED = ("rounding_noise_share", "stable_rank_denoised")  # no definition to compute again: see diagnostics_nulls
 RELATIVE = 1e-9
 
@@ -29,7 +30,7 @@ def measured(comparison: Comparison) -> list[Measurement]:
         item
         for diagnostic in CATALOGUE
         for item in diagnostic.measure(comparison)
-        if item.metric not in ("subspace_similarity", *MODELLED)
+        if item.metric not in (*OF_A_RUN, *MODELLED)
     ]
 
 
@@ -70,6 +71,8 @@ def test_values_agree_with_their_definitions(name: str, parameters: Parameters) 
 @pytest.mark.parametrize("name", ["decaying", "bf16", "float32", "wide", "tall", "massive ties", "tiny"])
 def test_ordinary_matrices_are_resolved_in_every_metric(name: str) -> None:
     statuses = {item.metric: item.status for item in measured(compare(name))}
+    if PAIRS[name].after.dtype == torch.bfloat16:
+        assert statuses.pop("sub_ulp_share") is Status.UNDEFINED, "bf16 ends do not tell what rounding took"
     assert set(statuses.values()) == {Status.OK}, statuses
 
 
@@ -175,7 +178,9 @@ def test_the_bf16_view_looks_at_rounded_weights() -> None:
     after = before + 2e-3  # half a bf16 unit at 1 is 2^-8
     comparison = Comparison(OriginMatrix(before, Parameters()), after)
     values = {item.setting: item.value for item in measured(comparison) if item.metric == "update_sparsity"}
-    assert values == {"eta=0.001;view=bf16": 1.0, "eta=0.001;view=native": 0.0}
+    steps = {f"min_ulp={k};view=bf16": 1.0 for k in (1, 2, 4)}
+    etas = {"eta=0.0001;view=native": 0.0, "eta=0.001;view=native": 0.0, "eta=0.01;view=native": 1.0}
+    assert values == {"eta=0.001;view=bf16": 1.0} | steps | etas
 
 
 def test_an_entry_changed_by_exactly_eta_is_unchanged() -> None:

@@ -161,8 +161,8 @@ def test_perturbation_bounds_hold(name: str) -> None:
     pair = PAIRS[name]
     comparison = Comparison(OriginMatrix(pair.before, PARAMETERS), pair.after)
     before, after = comparison.origin.decomposition, comparison.after
-    slack = before.backward_error + after.backward_error
-    top = float(comparison.update_decomposition.sigma[0]) + comparison.update_decomposition.backward_error
+    slack = float((before.sigma_error + after.sigma_error).max())
+    top = float(comparison.update_decomposition.sigma[0]) + float(comparison.update_decomposition.sigma_error[0])
     norm, error = comparison.update_norm
     assert float((after.sigma - before.sigma).abs().max()) <= top + slack
     shift = torch.linalg.vector_norm((after.sigma - before.sigma) / (norm or 1.0))

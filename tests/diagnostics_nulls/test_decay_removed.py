@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from planted_updates import compare, planted, stable_rank, structure, weights
 
 from geopd.diagnostics import decay, select, spectral_shift
 from geopd.diagnostics.decay import REMOVED, measure, measure_spectral_shift, measure_stable_rank
-from geopd.diagnostics.leading_triple import leading_triple, leading_values
 from geopd.results import Status
 from prescribed import power_law, with_spectrum
 
@@ -116,13 +114,3 @@ def test_variants_come_with_their_metric() -> None:
     for metric in ("stable_rank", "spectral_shift"):
         rows = [row for diagnostic in select([metric]) for row in diagnostic.measure(item) if row.metric == metric]
         assert [(row.setting, row.is_default) for row in rows] == [("view=native", True), (REMOVED, False)]
-
-
-@pytest.mark.parametrize("shape", [(150, 90), (90, 150), (20, 200)], ids=str)
-def test_leading_values_and_vectors_against_lapack(shape: tuple[int, int]) -> None:
-    Y = with_spectrum(power_law(min(shape), 0.3), *shape)
-    sigma, a, b, residual = leading_triple(Y)
-    assert sigma == pytest.approx(1.0, rel=1e-12)
-    assert residual < 1e-6
-    assert float(a @ Y @ b) == pytest.approx(1.0, rel=1e-12)
-    assert leading_values(Y, 16, 1e-8) == pytest.approx(np.array(power_law(16, 0.3)), rel=1e-6)

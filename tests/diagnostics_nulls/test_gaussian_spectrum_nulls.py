@@ -136,7 +136,7 @@ def test_rotation_within_the_stated_limits(kind: str, shape: tuple[int, int], k:
 
 def test_columns_beyond_p_may_be_drawn_as_a_triangle() -> None:
     """Bartlett's factor has the law of the full draw: compared with X drawn whole, l_j = 0 beyond p."""
-    sigma, k, dimension = np.array(power_law(30, 0.5)), 12, 90
+    sigma, k, dimension = np.array(power_law(30, 0.5)), 12, 43
     short = np.mean([unit_tangents(sigma, dimension, k, np.random.default_rng(seed)) for seed in range(300)], axis=0)
     levels = np.append(sigma, np.zeros(dimension - 30)) ** 2
     scale = np.sqrt(levels[:k, None] + levels[k:]) / (levels[:k, None] - levels[k:])

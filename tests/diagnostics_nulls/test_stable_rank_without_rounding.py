@@ -9,7 +9,7 @@ import torch
 from planted_updates import REGIMES, compare, planted, stable_rank, stored, structure, weights
 
 from geopd.diagnostics.bf16_grid import ENERGY, exponents
-from geopd.diagnostics.stable_rank_denoised import Denoised, denoise, measure
+from geopd.diagnostics.stable_rank_denoised import Denoised, _keep, denoise, measure
 from geopd.diagnostics.update_size import measure_stable_rank
 from geopd.results import Measurement, Status
 from geopd.spectral import magnitude_bins
@@ -69,6 +69,21 @@ def test_a_homogeneous_update_is_resolved_from_2e5_on(form: str) -> None:
         assert found.reason is None
         assert found.value == pytest.approx(true, rel=0.06)
         assert stable_rank(D) > 1.3 * true, "nothing to remove: the case shows nothing"
+
+
+@pytest.mark.parametrize("form", REGIMES)
+def test_the_signal_energy_is_unbiased(form: str) -> None:
+    """tau^2 within 1%; without the noise term c u^2 it would be 1 to 6% too large."""
+    W = weights("plain", 512, 512)
+    d = structure("white", W)
+    for size in (1e-5, 2e-5, 1e-4):
+        before, after = stored(W, size * d, form)
+        D = after.double() - before.double()
+        scale = float(D.abs().max())
+        found = [_keep(D / scale, exponents(magnitude_bins(before)), c, scale) for c in (ENERGY[form], 0.0)]
+        energies = [kept.energy * scale**2 / size**2 for kept in found if kept is not None]
+        assert energies[0] == pytest.approx(1.0, abs=0.01)
+        assert energies[1] > 1.0125
 
 
 def test_the_estimate_is_not_the_raw_value_with_the_noise_energy_taken_off() -> None:

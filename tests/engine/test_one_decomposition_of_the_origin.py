@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,7 @@ from checkpoints_on_disk import save_run, save_tensors, small_weights
 from geopd.checkpoints import open_checkpoint
 from geopd.diagnostics import comparison
 from geopd.engine import MeasureOptions, estimate, make_plan, measure, task_cost
-from geopd.spectral import Decomposition, decompose
+from geopd.spectral import Decomposition, decompose, leading_triples
 
 OPTIONS = MeasureOptions(rotation_k="p/4", principal_rank="p/4", similarity_k=(2,), hill_k=(4,))
 
@@ -28,13 +29,18 @@ def world(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Weights given to ``decompose``, and updates given to ``leading_triples``, in the order they were."""
     seen: list[torch.Tensor] = []
 
-    def watch(W: torch.Tensor, k: int) -> Decomposition:
-        seen.append(W)
-        return decompose(W, k)
+    def watch(kernel: Callable[[torch.Tensor, int], Decomposition]) -> Callable[[torch.Tensor, int], Decomposition]:
+        def watched(W: torch.Tensor, k: int) -> Decomposition:
+            seen.append(W)
+            return kernel(W, k)
 
-    monkeypatch.setattr(comparison, "decompose", watch)
+        return watched
+
+    monkeypatch.setattr(comparison, "decompose", watch(decompose))
+    monkeypatch.setattr(comparison, "leading_triples", watch(leading_triples))
     return seen
 
 
@@ -42,7 +48,7 @@ def test_the_origin_is_decomposed_once(world: Path, decomposed: list[torch.Tenso
     measure(world / "base", [world / "opd", world / "rlvr"], world / "out", options=OPTIONS)
     origins = [w.double() for name, w in small_weights().items() if w.ndim == 2 and "embed" not in name]
     for origin in origins:
-        assert sum(W.shape == origin.shape and torch.equal(W, origin) for W in decomposed) == 1
+        assert sum(W.shape == origin.shape and torch.equal(W.double(), origin) for W in decomposed) == 1
     # beside it, each of five checkpoints and each of their updates once
     assert len(decomposed) == len(origins) * (1 + 5 + 5)
 
@@ -55,6 +61,7 @@ def test_entrywise_metrics_need_no_decomposition(
         raise AssertionError("an SVD was computed")
 
     monkeypatch.setattr(comparison, "decompose", refuse)
+    monkeypatch.setattr(comparison, "leading_triples", refuse)
     measure(world / "base", [world / "opd"], world / "out", options=MeasureOptions(metrics=metrics), workers=1)
     assert not set(pl.read_parquet(world / "out" / "measurements.parquet")["status"]) & {"failed"}
 

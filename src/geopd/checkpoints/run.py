@@ -130,7 +130,8 @@ def open_run(path: str | Path, label: str | None = None) -> Run:
         step = step_of(path.name)
         home = path.parent if path.is_file() or step is not None else path
         name = home.name if step is not None else path.stem if path.is_file() else path.name
-        return Run(label or name, path, ((step, path),), read_run_manifest(home), _evaluations(home))
+        evaluations = tuple(row for row in _evaluations(home) if step is None or row["step"] == step)
+        return Run(label or name, path, ((step, path),), read_run_manifest(home), evaluations)
     warnings = []
     if holds_weights(path):
         warnings.append(f"{path}: has weights of its own beside its step folders: the step folders are the run")

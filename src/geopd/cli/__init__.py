@@ -7,6 +7,7 @@ that names the file, tensor or option and the remedy.
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn
 
 import typer
 
@@ -33,16 +34,22 @@ for _command in (study, plan, measure, show, check, claims, report, export):
 def main() -> None:
     """Run the command line; unusable input is one line on stderr and exit code 2, never a traceback."""
     try:
-        app()
+        # not standalone: its own errors would be a box of several lines
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        wrong: Any = error  # its subclasses, which know the message and the command, are not public
+        command = wrong.ctx.command_path if wrong.ctx else "geopd"
+        _complain(f"{wrong.format_message()} (see `{command} --help`)", wrong.exit_code)
     except ValueError as error:
         _complain(error, 2)
     except (RuntimeError, OSError) as error:  # a full disk is an OSError
         _complain(error, 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("geopd: stopped; what had finished is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(1)
+    sys.exit(code or 0)
 
 
-def _complain(error: Exception, code: int) -> None:
+def _complain(error: Exception | str, code: int) -> NoReturn:
     print(f"geopd: {error}", file=sys.stderr)
     sys.exit(code)

@@ -5,8 +5,10 @@ The origin is decomposed once and lent to every checkpoint compared with it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,14 +25,19 @@ from geopd.spectral import (
     count_bins,
     decompose,
     frobenius,
-    leading_part_error,
+    leading_triples,
     magnitude_bins,
     principal_angles,
+    row_blocks,
+    singular_values,
     smallest_magnitudes,
     split_at_share,
+    split_blocks,
     visibly_changed,
 )
-from geopd.spectral.norms import row_blocks
+
+if TYPE_CHECKING:
+    from geopd.diagnostics.trajectory import Place
 
 VIEWS = ("bf16", "native")
 
@@ -61,14 +68,14 @@ class OriginMatrix:
         return min(self.parameters.principal_rank.of(self.rows, self.cols), self.p)
 
     @cached_property
-    def float64(self) -> Float64[Tensor, "m n"]:
-        """W0 in float64."""
-        return self.stored.double()
-
-    @cached_property
     def decomposition(self) -> Decomposition:
         """W0's singular values and as many leading vectors as any diagnostic needs."""
-        return decompose(self.float64, max(self.rotation_k, self.principal_rank))
+        return decompose(self.stored, max(self.rotation_k, self.principal_rank))
+
+    @cached_property
+    def exact_sigma(self) -> tuple[Float64[Tensor, " p"], float]:
+        """W0's singular values without squaring, with their error: for shifts too small for the Gram matrix."""
+        return singular_values(self.stored)
 
     @cached_property
     def norm(self) -> tuple[float, float]:
@@ -103,23 +110,29 @@ class OriginMatrix:
                 self._low[view, alpha] = split_at_share(wide.abs(), alpha, largest=False)
         return self._low[view, alpha]
 
-    @cached_property
-    def reconstruction(self) -> Float64[Tensor, "m n"]:
-        """|U_r S_r V_r^T|, entrywise magnitude of the rank-r part of W0; W0's own where r reaches min(m, n)."""
+    def reconstruction_blocks(self) -> Iterator[Float64[Tensor, "b n"]]:
+        """|U_r S_r V_r^T| in row blocks: the rank-r part of W0, entrywise; W0's own where r reaches min(m, n)."""
         d, r = self.decomposition, self.principal_rank
-        if r == self.p:  # rounding of a full reconstruction would break the ties that bf16 weights are full of
-            return self.float64.abs()
-        return ((d.left[:, :r] * d.sigma[:r]) @ d.right[:, :r].T).abs_()
-
-    @cached_property
-    def reconstruction_error(self) -> float:
-        """Bound on any entry of ``reconstruction``."""
-        return 0.0 if self.principal_rank == self.p else leading_part_error(self.decomposition, self.principal_rank)
+        for rows in row_blocks(self.stored.shape):
+            if r == self.p:  # rounding of a full reconstruction would break the ties that bf16 weights are full of
+                yield self.stored[rows].double().abs()
+            else:
+                yield ((d.left[rows, :r] * d.sigma[:r]) @ d.right[:, :r].T).abs_()
 
     def principal_mask(self, alpha: float) -> TieSplit:
         """The alpha share of entries where the rank-r reconstruction of W0 is largest in magnitude."""
         if alpha not in self._principal:
-            self._principal[alpha] = split_at_share(self.reconstruction, alpha, largest=True)
+            cut, share = split_blocks(self.reconstruction_blocks, self.stored.numel(), alpha, largest=True)
+            margin = (
+                0.0 if self.principal_rank == self.p else 2 * self.decomposition.leading_part_error(self.principal_rank)
+            )
+            inside, tied, near = (torch.empty(self.stored.shape, dtype=torch.bool) for _ in range(3))
+            for rows, block in zip(row_blocks(self.stored.shape), self.reconstruction_blocks(), strict=True):
+                inside[rows], tied[rows] = block > cut, block == cut
+                near[rows] = (block - cut).abs_() <= margin
+            # one entry alone within rounding of the cut is the cut
+            uncertain = near if margin and int(near.sum()) > 1 else None
+            self._principal[alpha] = TieSplit(inside, tied, share, uncertain)
         return self._principal[alpha]
 
 
@@ -135,15 +148,23 @@ class UpdateSubspace:
 class Comparison:
     """W0 -> W+ for one matrix: the later weights as stored, the update, its spectrum and the visible changes.
 
-    ``final`` is the update of the run's last checkpoint, None where this run has only this one.
+    ``final`` is the update of the run's last checkpoint, None where this run has only this one. ``place`` is where the
+    checkpoint stands among the run's increments, None where no diagnostic needs them.
     """
 
-    def __init__(self, origin: OriginMatrix, stored: Float[Tensor, "m n"], final: UpdateSubspace | None = None) -> None:
+    def __init__(
+        self,
+        origin: OriginMatrix,
+        stored: Float[Tensor, "m n"],
+        final: UpdateSubspace | None = None,
+        place: Place | None = None,
+    ) -> None:
         if stored.shape != origin.stored.shape:
             raise ValueError(f"shapes differ: {tuple(origin.stored.shape)} against {tuple(stored.shape)}")
         self.origin = origin
         self.stored = stored
         self.final = final
+        self.place = place
         self.parameters = origin.parameters
         self._changed: dict[str, Bool[Tensor, "m n"]] = {}
         self._changed_counts: dict[str, Counts] = {}
@@ -175,7 +196,7 @@ class Comparison:
         """W+'s singular values and leading rotation vectors."""
         if self.update_is_zero:
             return self.origin.decomposition
-        return decompose(self.stored.double(), self.origin.rotation_k)
+        return decompose(self.stored, self.origin.rotation_k)
 
     def angles(self, side: str) -> NDArray[np.float64]:
         """Principal angles between the leading rotation subspaces of one side (``left``, ``right``), degrees."""
@@ -188,7 +209,7 @@ class Comparison:
     @cached_property
     def update(self) -> Float64[Tensor, "m n"]:
         """dW = W+ - W0 of the stored values, in float64."""
-        return self.stored.double() - self.origin.float64
+        return self.stored.double() - self.origin.stored.double()
 
     @cached_property
     def update_is_zero(self) -> bool:
@@ -201,9 +222,16 @@ class Comparison:
         """||dW||_F and its rounding bound."""
         return frobenius(self.stored, minus=self.origin.stored)
 
+    @property
+    def has_update_decomposition(self) -> bool:
+        """Whether dW's spectrum was asked for already."""
+        return "update_decomposition" in self.__dict__
+
     @cached_property
     def update_decomposition(self) -> Decomposition:
         """dW's singular values and its leading vectors."""
         if self.final is not None and self.final.is_this:
             return self.final.decomposition
-        return decompose(self.update, max(self.parameters.similarity_k))
+        if self.place is not None and self.place.position == 0 and (first := self.place.trajectory.increments[0]):
+            return first.decomposition
+        return leading_triples(self.update, max(self.parameters.similarity_k + self.parameters.hill_k))

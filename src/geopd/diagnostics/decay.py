@@ -21,12 +21,11 @@ import torch
 
 from geopd.diagnostics import spectral_shift
 from geopd.diagnostics.comparison import Comparison
-from geopd.diagnostics.leading_triple import leading_triple
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO
 from geopd.diagnostics.values import ok, resolved_within, undefined
 from geopd.results import Measurement, setting
-from geopd.spectral.norms import row_blocks
+from geopd.spectral import leading_triples, row_blocks
 
 METRICS = ("decay_coefficient",)
 REMOVED = setting(decay="removed", view="native")
@@ -74,34 +73,35 @@ def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
         return [undefined("stable_rank", REMOVED, reason, default=False)]
     c, error = coefficient(comparison)
     scale = comparison.update_norm[0]
-    rest = comparison.update / scale - (c / scale) * comparison.origin.float64
+    rest = comparison.update / scale - (c / scale) * comparison.origin.stored.double()
     squared = float((rest * rest).sum())
     # what rounding of the weights and of c leaves of an update that is nothing but decay
     floor = (4 * EPS + error) * comparison.origin.norm[0] / scale
     if math.sqrt(squared) <= floor:
         return [undefined("stable_rank", REMOVED, "the update is nothing but decay", default=False)]
-    top, _, _, residual = leading_triple(rest)
+    found = leading_triples(rest, 1)
+    top, residual = float(found.sigma[0]), float(found.sigma_error[0])
     value = squared / top**2
     bound = 2 * value * (residual / top + floor / top + rest.shape[1] * EPS)
-    method = "Lanczos on dW - c W0"
+    method = f"{found.method} on dW - c W0"
     return [resolved_within("stable_rank", REMOVED, value, bound, RELATIVE_LIMIT * value, method, default=False)]
 
 
 def measure_spectral_shift(comparison: Comparison) -> list[Measurement]:
     """NSS of the update dW'/(1 + c), from the two spectra that the plain value needs anyway."""
     plain = spectral_shift.measure(comparison)[0]
-    if plain.value is None or plain.error is None:
+    if plain.value is None:
         return [replace(plain, setting=REMOVED, is_default=False)]
     if comparison.update_is_zero:
         return [ok("spectral_shift", REMOVED, 0.0, 0.0, plain.method, default=False)]
     c, c_error = coefficient(comparison)
     if 1 + c <= c_error:
         return [undefined("spectral_shift", REMOVED, f"c = {c:.3g}: nothing of W0 is left to compare", default=False)]
-    before, after = comparison.origin.decomposition.sigma, comparison.after.sigma
-    size = float(torch.linalg.vector_norm(before))
-    value = float(torch.linalg.vector_norm(after / size / (1 + c) - before / size))
+    found = spectral_shift.spectra(comparison)
+    size = float(torch.linalg.vector_norm(found.before))
+    value = float(torch.linalg.vector_norm(found.after / (1 + c) - found.before)) / size
     # the bound of the plain value covers both spectra; dividing by 1 + c magnifies one of them
-    growth = float(torch.linalg.vector_norm(after)) / size
-    error = (plain.error * max(1.0, 1 + c) + (c_error + 4 * EPS) * growth / (1 + c)) / (1 + c)
-    method = f"sigma(W+)/(1 + c), {plain.method}"
+    growth = float(torch.linalg.vector_norm(found.after)) / size
+    error = (found.error / size * max(1.0, 1 + c) + (c_error + 4 * EPS) * growth / (1 + c)) / (1 + c)
+    method = f"sigma(W+)/(1 + c), {found.method}"
     return [Measurement("spectral_shift", REMOVED, value, error, plain.status, method, plain.note, is_default=False)]

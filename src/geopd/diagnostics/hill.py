@@ -37,9 +37,10 @@ def _measure(comparison: Comparison, k: int, default: bool) -> Measurement:
         return undefined("hill_tail", name, f"numerical rank of the update is {d.rank} < k = {k}", default=default)
     top = d.sigma[:k]
     total = float(torch.log(top[:-1] / top[-1]).sum())
-    e = d.backward_error
-    # log(sigma_i / sigma_k) moves by at most e / (sigma_i - e) + e / (sigma_k - e); rank >= k keeps sigma_k above e
-    slack = float((e / (top[:-1] - e)).sum()) + (k - 1) * e / (float(top[-1]) - e)
+    e = d.sigma_error[:k]
+    # log(sigma_i / sigma_k) moves by at most e_i / (sigma_i - e_i) + e_k / (sigma_k - e_k); rank >= k keeps both finite
+    relative = e / (top - e)
+    slack = float(relative[:-1].sum() + (k - 1) * relative[-1])
     if total <= slack:
         return undefined("hill_tail", name, f"the {k} largest singular values are equal", default=default)
     value = (k - 1) / total

@@ -1,10 +1,10 @@
 """Does training keep to one channel, step after step? Similarity of successive increments, and how firm Sim_K is.
 
-``increment_similarity`` = ||V_K(W_t - W_{t-1})^T V_K(W_{t-1} - W_{t-2})||_F^2 / K, V_K the top-K right singular vectors,
-no unit, in [0, 1]; the origin is the first checkpoint's predecessor. Cumulative updates grow alike even on a random walk,
-because the later one contains the earlier; increments of a walk do not. Undefined for the first checkpoint and where an
-increment's numerical rank is below K. Null: K / n for independent isotropic subspaces. A checkpoint that lacks the
-matrix is passed over.
+``increment_similarity`` = ||V_K(W_t - W_{t-1})^T V_K(W_{t-1} - W_{t-2})||_F^2 / K, V_K the top-K right singular
+vectors, no unit, in [0, 1]; the origin is the first checkpoint's predecessor. Cumulative updates grow alike even on a
+random walk, because the later one contains the earlier; increments of a walk do not. Undefined for the first checkpoint
+and where an increment's numerical rank is below K. Null: K / n for independent isotropic subspaces. A checkpoint that
+lacks the matrix is passed over.
 
 Successive increments of weights stored in bf16 but trained wider share the rounding error of W_{t-1}, with opposite
 signs; the similarity does not see signs, so rounding alone looks like a channel. Where it can make more than a tenth of
@@ -108,5 +108,6 @@ def _gap(comparison: Comparison, k: int, default: bool) -> Measurement:
     if d.rank < k:
         return undefined(GAP, name, f"numerical rank of the update is {d.rank} < K = {k}", default=default)
     top = float(d.sigma[0])
-    error = 3 * d.backward_error / top  # of sigma_K, sigma_{K+1} and, as the gap is at most it, of sigma_1
+    # that of sigma_K and sigma_{K+1}, and, as the gap is at most sigma_1, no more than sigma_1's own
+    error = float(d.sigma_error[0] + d.sigma_error[k - 1 : k + 1].sum()) / top
     return ok(GAP, name, d.gap(k) / top, error, d.method, default=default)

@@ -71,13 +71,11 @@ def measure_principal(comparison: Comparison) -> list[Measurement]:
         if total == 0:
             found.append(undefined(PRINCIPAL, name, NOTHING, default=default))
             continue
-        margin = origin.reconstruction_error
         split = origin.principal_mask(alpha)
         value = split.overlap(comparison.changed(view), comparison.changed_counts(view))
         assert value is not None
-        # only entries nearer the cut than the reconstruction's error can be on its wrong side; one alone is the cut
-        near = (origin.reconstruction - split.threshold).abs_() <= 2 * margin
-        error = float((near & comparison.changed(view)).sum()) / total if margin and int(near.sum()) > 1 else 0.0
+        doubtful = 0 if split.uncertain is None else int((split.uncertain & comparison.changed(view)).sum())
+        error = doubtful / total
         found.append(
             resolved_within(PRINCIPAL, name, value, error, LIMIT, origin.decomposition.method, default=default)
         )

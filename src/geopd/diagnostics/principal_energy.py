@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.rotation import SIDES
 from geopd.diagnostics.update_size import ZERO
 from geopd.diagnostics.values import resolved_within, undefined
 from geopd.results import Measurement, Null, setting
-from geopd.spectral import angle_error
+from geopd.spectral import row_blocks
 
 METRICS = tuple(f"principal_energy_{side}" for side in SIDES)
 LIMIT = 1e-3  # absolute, on a scale from 0 to 1
@@ -48,14 +50,25 @@ def measure(comparison: Comparison) -> list[Measurement]:
         if reason is not None:
             found.append(undefined(metric, name, reason))
             continue
-        basis = getattr(origin.decomposition, side)[:, :k]
-        # scaled by the norm first, so that the squares of a tiny update do not underflow
-        unit = comparison.update / comparison.update_norm[0]
-        inside = basis.T @ unit if side == "left" else unit @ basis
-        value = min(float(torch.linalg.matrix_norm(inside) ** 2), 1.0)
-        error = math.sin(math.radians(angle_error((origin.decomposition,), k)))
+        value = min(_share(comparison, side, getattr(origin.decomposition, side)[:, :k]), 1.0)
+        error = origin.decomposition.leading_sine(k)
         found.append(resolved_within(metric, name, value, error, LIMIT, origin.decomposition.method))
     return found
+
+
+def _share(comparison: Comparison, side: str, basis: Float64[Tensor, "d k"]) -> float:
+    """Share of the update's energy inside the span of an orthonormal basis of one side, streamed."""
+    norm = comparison.update_norm[0]  # divided by first, so that the squares of a tiny update do not underflow
+    before, after = comparison.origin.stored, comparison.stored
+    inside = torch.zeros(basis.shape[1], comparison.origin.cols, dtype=torch.float64)
+    energies = []
+    for rows in row_blocks(after.shape):
+        block = (after[rows].double() - before[rows].double()) / norm
+        if side == "left":
+            inside += basis[rows].T @ block
+        else:
+            energies.append(float(torch.linalg.matrix_norm(block @ basis) ** 2))
+    return math.fsum(energies) if side == "right" else float(torch.linalg.matrix_norm(inside) ** 2)
 
 
 def nulls(comparison: Comparison) -> list[Null]:

@@ -31,12 +31,11 @@ from geopd.diagnostics import hill
 from geopd.diagnostics.bf16_grid import EXPONENTS, UNITS, regime, rounded_views, units
 from geopd.diagnostics.comparison import Comparison, OriginMatrix
 from geopd.diagnostics.gaussian_spectrum import seed_of
-from geopd.diagnostics.leading_triple import leading_values
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO
 from geopd.diagnostics.values import ok, undefined
 from geopd.results import Measurement, Null, setting
-from geopd.spectral.norms import row_blocks
+from geopd.spectral import leading_triples, row_blocks
 
 Array = NDArray[np.float64]
 METRICS = ("rounding_noise_share",)
@@ -190,4 +189,4 @@ def _drawn(comparison: Comparison) -> list[tuple[float, Array]]:
 
 def _draw(u: Float64[Tensor, "m n"], generator: torch.Generator, k: int) -> tuple[float, Array]:
     noise = torch.rand(u.shape, generator=generator, dtype=torch.float64).sub_(0.5).mul_(u.cpu())
-    return float((noise * noise).sum()), leading_values(noise.float(), k, 1e-5)
+    return float((noise * noise).sum()), np.asarray(leading_triples(noise.float(), k, tolerance=1e-4).sigma[:k])

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from geopd.diagnostics.bf16_grid import ENERGY, EXPONENTS, UNITS, exponents, regime, rounded_views, seen_update
 from geopd.diagnostics.comparison import Comparison
-from geopd.diagnostics.leading_triple import leading_triple
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO, measure_stable_rank
 from geopd.diagnostics.values import ok, undefined
 from geopd.results import Measurement, Status, setting
+from geopd.spectral import leading_triples
 
 METRICS = ("stable_rank_denoised",)
 EDGE, CLEAR_EDGE = 1.5, 8.0
@@ -110,7 +110,8 @@ def denoise(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float)
     mask = exponent <= kept.exponent
     Y, share = _filled(D / scale, mask)
     v = float((Y * Y).mean()) - kept.energy
-    y, a, b, residual = leading_triple(Y)
+    found = leading_triples(Y, 1)
+    y, residual, a, b = float(found.sigma[0]), float(found.sigma_error[0]), found.left[:, 0], found.right[:, 0]
     theta2 = _spike(y, v, m, n)
     if theta2 is None:
         return Denoised(None, None, "the leading singular value does not leave the rounding noise")

@@ -14,7 +14,6 @@ from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.values import resolved_within, undefined
 from geopd.results import Measurement, Null, setting
-from geopd.spectral import angle_error
 
 METRICS = ("subspace_similarity",)
 LIMIT = 1e-3  # absolute, on a scale from 0 to 1
@@ -40,7 +39,7 @@ def _measure(comparison: Comparison, k: int, default: bool) -> Measurement:
     now, end = comparison.update_decomposition, comparison.final.decomposition
     value = float(torch.linalg.matrix_norm(now.right[:, :k].T @ end.right[:, :k]) ** 2) / k
     # tr(P Q) / K moves by at most ||P - P'|| + ||Q - Q'||, and ||P - P'|| is the sine of the largest angle
-    error = sum(math.sin(math.radians(angle_error((d,), k))) for d in (now, end))
+    error = now.leading_sine(k) + end.leading_sine(k)
     note = "the last checkpoint against itself" if comparison.final.is_this else None
     return resolved_within("subspace_similarity", name, value, error, LIMIT, now.method, default=default, note=note)
 

@@ -58,10 +58,10 @@ class Place:
 def increment_of(origin: OriginMatrix, before: Float[Tensor, "m n"] | None, after: Float[Tensor, "m n"]) -> Increment:
     """The increment from ``before`` (the origin itself where None) to ``after``, with as many triples as Sim_K needs.
 
-    Cost: one Lanczos of the largest K, float64 copy of the difference.
+    Cost: the leading triples of one difference in float64; the first increment's serve the first checkpoint's update.
     """
     start = origin.stored if before is None else before
-    k = min(max(origin.parameters.similarity_k), origin.p)
+    k = max(origin.parameters.similarity_k + origin.parameters.hill_k)
     found = leading_triples(after.double() - start.double(), k)
     norm = frobenius(after, minus=start)[0]
     rounded = on_bf16_grid(after) + (before is not None and on_bf16_grid(before))

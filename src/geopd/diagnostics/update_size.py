@@ -38,7 +38,7 @@ def measure_relative_norm(comparison: Comparison) -> list[Measurement]:
 def measure_operator_norm(comparison: Comparison) -> list[Measurement]:
     """Largest singular value of dW."""
     d = comparison.update_decomposition
-    return [ok("update_operator_norm", NATIVE, float(d.sigma[0]), d.backward_error, d.method)]
+    return [ok("update_operator_norm", NATIVE, float(d.sigma[0]), float(d.sigma_error[0]), d.method)]
 
 
 def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
@@ -49,7 +49,7 @@ def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
     norm, error = comparison.update_norm
     top = float(d.sigma[0])
     value = (norm / top) ** 2
-    return [ok("stable_rank", NATIVE, value, 2 * value * (error / norm + d.backward_error / top), d.method)]
+    return [ok("stable_rank", NATIVE, value, 2 * value * (error / norm + float(d.sigma_error[0]) / top), d.method)]
 
 
 def nulls_stable_rank(comparison: Comparison) -> list[Null]:

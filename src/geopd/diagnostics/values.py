@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from geopd.results import Measurement, Status
 
 COUNTED = "exact count"
@@ -42,3 +44,17 @@ def resolved_within(
         return ok(metric, setting, value, error, method, default=default, note=note)
     reason = f"error bound {error:.3g} exceeds {limit:.3g}" + (f"; {note}" if note else "")
     return Measurement(metric, setting, value, error, Status.UNRESOLVED, method, reason, default)
+
+
+def unresolved(item: Measurement, reason: str) -> Measurement:
+    """The same value, not to be relied on, for this reason; what has no value stays as it is."""
+    if item.status is not Status.OK:
+        return item
+    return replace(item, status=Status.UNRESOLVED, note=f"{reason}; {item.note}" if item.note else reason)
+
+
+def failed(item: Measurement, reason: str) -> Measurement:
+    """No value, because what was computed is wrong; what has no value stays as it is."""
+    if item.value is None:
+        return item
+    return replace(item, value=None, error=None, status=Status.FAILED, note=reason)

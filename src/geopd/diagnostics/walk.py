@@ -72,7 +72,8 @@ def _frames(side: int, ranks: Sequence[int], draw: np.random.Generator) -> Array
     for rank in ranks:
         block = slice(start, start + rank)
         reach = min(start + rank, rows)
-        T[:reach, block] = np.linalg.qr(T[:reach, block])[0]
+        Q, R = np.linalg.qr(T[:reach, block])
+        T[:reach, block] = Q * np.where(np.diagonal(R) < 0, -1.0, 1.0)
         start += rank
     return T
 
@@ -124,5 +125,7 @@ def nulls(comparison: Comparison) -> list[Null]:
             here = drawn[:, place.position]
             mean, sd = float(here.mean()), float(here.std(ddof=1))
             method = "walks of the observed increment norms and stable ranks, factored"
-            found.append(Null("subspace_similarity", item.setting, "random_walk", mean, sd, DRAWS, method, item.is_default))
+            found.append(
+                Null("subspace_similarity", item.setting, "random_walk", mean, sd, DRAWS, method, item.is_default)
+            )
     return found

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from threadpoolctl import threadpool_limits
 
-from geopd.engine.task import Task, failed_part, perform
+from geopd.engine.task import Task, failed_parts, perform
 from geopd.results import Part
 
 THREADS = 1  # per task, whatever the machine: thread counts change bits, and matrices are spread over processes instead
@@ -35,7 +35,7 @@ def _perform(task: Task) -> list[Part]:
         except (MemoryError, OSError, RuntimeError) as error:  # LinAlgError is a RuntimeError
             # one matrix that cannot be finished must not take the others with it; it is tried again next time
             reason = f"{type(error).__name__}: {error}"
-            return [failed_part(task, run, reason, retry=True) for run in task.runs]
+            return failed_parts(task, reason, retry=True)
 
 
 def run_tasks(tasks: list[Task], workers: int) -> Iterator[tuple[Task, list[Part]]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import polars as pl
 
 from geopd.engine.executor import THREADS
+from geopd.engine.pairs import flat, nested, still_current
 from geopd.engine.plan import Plan, RunPlan
 from geopd.results import EVALUATIONS, RUNS, Store
 
@@ -22,14 +24,18 @@ def fold(
     before: dict[str, Any] | None,
     entries: dict[str, dict[str, Any]],
     parts: dict[str, dict[str, str]],
-) -> None:
+    pairs: Mapping[tuple[str, str, str], str],
+) -> set[str]:
     """Write the tables and the manifest of everything in the folder: ``before``'s runs and this plan's.
 
-    ``entries`` and ``parts`` are this plan's inputs and part names by run label.
+    ``entries`` and ``parts`` are this plan's inputs and part names by run label, ``pairs`` its part names by (run,
+    other run, matrix). Returns the names of the parts about two runs that no longer hold.
     """
-    before = before or {"inputs": {}, "parts": {}, "coverage": {}, "timing": {}}
+    before = before or {"inputs": {}, "parts": {}, "pair_parts": {}, "coverage": {}, "timing": {}}
     inputs = {**before["inputs"], **entries}
     all_parts = {**before["parts"], **parts}
+    old_pairs = before.get("pair_parts", {})
+    all_pairs = {**still_current(old_pairs, all_parts), **pairs}
     records = {label: {name: store.record(key) for name, key in parts[label].items()} for label in parts}
     timing = {
         label: {name: {k: record[k] for k in ("seconds", "method", "threads")} for name, record in found.items()}
@@ -47,10 +53,13 @@ def fold(
         "inputs": inputs,
         "coverage": {**before["coverage"], **coverage},
         "parts": all_parts,
+        "pair_parts": nested(all_pairs),
         "timing": {**before["timing"], **timing},
     }
     tables = {"runs": _runs_table(inputs), "evaluations": _evaluations_table(inputs)}
-    store.fold([key for run in all_parts.values() for key in run.values()], tables, manifest)
+    keys = [key for run in all_parts.values() for key in run.values()]
+    store.fold([*keys, *all_pairs.values()], tables, manifest)
+    return {key for _, key in flat(old_pairs)} - set(all_pairs.values())
 
 
 def _coverage(run: RunPlan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:

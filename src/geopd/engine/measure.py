@@ -26,17 +26,21 @@ from geopd.engine.executor import run_tasks
 from geopd.engine.folding import fold
 from geopd.engine.inputs import digest_tensors
 from geopd.engine.options import MeasureOptions
+from geopd.engine.pairs import pair_key
 from geopd.engine.plan import ORIGIN, Plan, RunPlan, make_plan
 from geopd.engine.task import Task
 from geopd.results import Store, digest_of
 
-NUMERICS = 1  # part of every part's name: raise it when the same inputs should give other numbers
+NUMERICS = 2  # part of every part's name: raise it when the same inputs should give other numbers
 Digests = dict[tuple[Path, str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureOutcome:
-    """What a call of ``measure`` did: matrices measured now, found finished, failed (with reasons), per run label."""
+    """What a call of ``measure`` did: matrices measured now, found finished, failed (with reasons), per run label.
+
+    Matrices of two runs together are not counted, but their failures are told under the first.
+    """
 
     out: Path
     measured: int
@@ -66,6 +70,9 @@ def measure(
     checkpoint or a folder of step-numbered ones. The same ``out`` accumulates runs. ``workers``: processes, None for as
     many as cores and memory allow. ``replace``: measure a label anew although its inputs changed.
 
+    Metrics of two runs are computed for all pairs of this call's runs that have one origin checkpoint; a run measured
+    in a later call is compared with the runs of that call only, so name again those it should be compared with.
+
     Raises:
         ValueError: if an input or option is unusable, nothing matches, the folder holds other settings, or a label is
             there already with other inputs.
@@ -86,13 +93,14 @@ def measure(
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
     stale = _stale(out, before, entries, replace)
     parts = {run.run.label: {name: keys[run.run.label, name] for name in run.pairs} for run in plan.runs}
+    pairs = _pair_keys(plan, keys)
     missing = {item: key for item, key in keys.items() if not _finished(store, key)}
-    tasks = plan.tasks(missing)
+    tasks = plan.tasks(missing, {item: key for item, key in pairs.items() if not _finished(store, key)})
     _announce(console, plan, len(keys) - len(missing))
     _perform(store, tasks, workers, console)
-    fold(store, plan, before, entries, parts)
+    stale |= fold(store, plan, before, entries, parts, pairs)
     store.discard(stale - {key for run in parts.values() for key in run.values()})
-    failed = {label: _failures(store, run.failed, parts[label]) for label, run in plan.by_label.items()}
+    failed = _failures(store, plan, parts, pairs)
     return MeasureOutcome(out, len(missing), len(keys) - len(missing), failed)
 
 
@@ -179,6 +187,18 @@ def _key(run: RunPlan, name: str, digests: Digests, options: MeasureOptions) -> 
     )
 
 
+def _pair_keys(plan: Plan, keys: Mapping[tuple[str, str], str]) -> dict[tuple[str, str, str], str]:
+    """Part names of the runs two by two, by (run, other run, matrix)."""
+    if not plan.options.pair_diagnostics:
+        return {}
+    found = {}
+    for one, other in plan.run_pairs():
+        run, second = one.run.label, other.run.label
+        for name in one.pairs.keys() & other.pairs.keys():
+            found[run, second, name] = pair_key(keys[run, name], keys[second, name])
+    return dict(sorted(found.items()))
+
+
 def _stale(out: Path, before: dict[str, Any] | None, entries: dict[str, dict[str, Any]], replace: bool) -> set[str]:
     """Parts of labels that are measured anew."""
     stale: set[str] = set()
@@ -186,11 +206,11 @@ def _stale(out: Path, before: dict[str, Any] | None, entries: dict[str, dict[str
         old = before["inputs"].get(label) if before else None
         if before is None or old is None:
             continue
-        grown = (
-            dict(zip(old["steps"], old["digests"], strict=True)).items()
-            <= dict(zip(entry["steps"], entry["digests"], strict=True)).items()
-        )
-        if not (grown and old["origin_digest"] == entry["origin_digest"]) and not replace:
+        now = dict(zip(entry["steps"], entry["digests"], strict=True))
+        known = [(old["origin_digest"], entry["origin_digest"])]
+        known += [(digest, now.get(step, "gone")) for step, digest in zip(old["steps"], old["digests"], strict=True)]
+        # no digest: it was damaged then, so a repaired one is welcome
+        if any(was not in (None, digest) for was, digest in known) and not replace:
             raise ValueError(
                 f"{out}: already holds a run labelled {label} with other inputs ({old['path']} from {old['origin']}); "
                 "give this one another label, or --replace that one"
@@ -255,6 +275,16 @@ def _describe(expected: Estimate, workers: int, tasks: int) -> str:
     return f"{tasks} matrices in {workers} process(es): about {span}, up to {memory:.1f} GB of memory"
 
 
-def _failures(store: Store, damaged: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
-    failures = {name: store.record(key)["failure"] for name, key in parts.items()}
-    return {**damaged, **{name: reason for name, reason in failures.items() if reason}}
+def _failures(
+    store: Store, plan: Plan, parts: dict[str, dict[str, str]], pairs: Mapping[tuple[str, str, str], str]
+) -> dict[str, dict[str, str]]:
+    """Failed matrices with their reasons, by run; of two runs only what is not told of either."""
+    failed = {}
+    for label, run in plan.by_label.items():
+        reasons = {name: store.record(key)["failure"] for name, key in parts[label].items()}
+        failed[label] = {**run.failed, **{name: reason for name, reason in reasons.items() if reason}}
+    for (label, other, name), key in pairs.items():
+        reason = store.record(key)["failure"]
+        if reason and name not in failed[label] and name not in failed[other]:
+            failed[label][f"{name} against {other}"] = reason
+    return failed

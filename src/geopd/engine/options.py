@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from geopd.diagnostics import Diagnostic, Parameters, Rank, select
+from geopd.diagnostics import Diagnostic, PairDiagnostic, Parameters, Rank, select, select_pairs
 from geopd.matrices import Selection
 
 
@@ -52,6 +52,11 @@ class MeasureOptions:
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Which diagnostics are asked for."""
         return select(self.metrics)
+
+    @cached_property
+    def pair_diagnostics(self) -> tuple[PairDiagnostic, ...]:
+        """Which diagnostics of two runs are asked for."""
+        return select_pairs(self.metrics)
 
     def __getstate__(self) -> dict[str, Any]:
         """The options alone travel to worker processes, not what was derived from them."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from geopd.checkpoints import CheckpointError, Run, holds_weights, open_run
 from geopd.engine.inputs import opened
 from geopd.engine.options import MeasureOptions
-from geopd.engine.task import Location, RunSteps, Task
+from geopd.engine.task import Location, RunEnds, RunSteps, Task
 from geopd.matrices import Pair, Pairing, pair_checkpoints
 from geopd.results import PARADIGMS
 
@@ -59,25 +60,38 @@ class Plan:
         """The runs by their labels."""
         return {plan.run.label: plan for plan in self.runs}
 
-    def tasks(self, keys: Mapping[tuple[str, str], str]) -> list[Task]:
-        """Tasks for the named (run, matrix) parts, longest first: one per matrix and origin over all its runs."""
-        grouped: dict[tuple[Path, str], list[RunSteps]] = defaultdict(list)
+    def run_pairs(self) -> list[tuple[RunPlan, RunPlan]]:
+        """The runs two by two, ordered by label, that start from one origin."""
+        ordered = sorted(self.runs, key=lambda plan: plan.run.label)
+        return [(a, b) for a, b in combinations(ordered, 2) if a.origin == b.origin]
+
+    def tasks(
+        self, keys: Mapping[tuple[str, str], str], pair_keys: Mapping[tuple[str, str, str], str] | None = None
+    ) -> list[Task]:
+        """Tasks for the (run, matrix) and (run, other, matrix) named, longest first: one per matrix and origin."""
+        runs: dict[tuple[Path, str], list[RunSteps]] = defaultdict(list)
+        pairs: dict[tuple[Path, str], list[RunEnds]] = defaultdict(list)
         found: dict[tuple[Path, str], Pair] = {}
         for plan in self.runs:
             for name, steps in plan.pairs.items():
                 if (plan.run.label, name) not in keys:
                     continue
                 located = tuple((step, _tuned(plan, step, pair)) for step, pair in steps.items())
-                grouped[plan.origin, name].append(RunSteps(plan.run.label, keys[plan.run.label, name], located))
+                runs[plan.origin, name].append(RunSteps(plan.run.label, keys[plan.run.label, name], located))
                 found[plan.origin, name] = next(iter(steps.values()))
+        for (run, other, name), key in (pair_keys or {}).items():
+            one = self.by_label[run]
+            pairs[one.origin, name].append(_ends(one, self.by_label[other], name, key))
+            found.setdefault((one.origin, name), next(iter(one.pairs[name].values())))
         tasks = [
             Task(
                 pair.weight,
                 pair.shape,
                 Location(origin, pair.origin_tensor),
-                tuple(grouped[origin, name]),
+                tuple(runs[origin, name]),
                 self.options,
                 self.options.selection.full(pair.weight),
+                tuple(pairs[origin, name]),
             )
             for (origin, name), pair in found.items()
         ]
@@ -95,13 +109,19 @@ def _tuned(plan: RunPlan, step: int | None, pair: Pair) -> Location:
     return Location(dict(plan.run.checkpoints)[step], pair.tuned_tensor)
 
 
+def _ends(one: RunPlan, other: RunPlan, name: str, key: str) -> RunEnds:
+    (step, pair), (other_step, other_pair) = (list(plan.pairs[name].items())[-1] for plan in (one, other))
+    ends = (_tuned(one, step, pair), _tuned(other, other_step, other_pair))
+    return RunEnds(one.run.label, other.run.label, key, step, *ends)
+
+
 def task_cost(task: Task) -> float:
     """Expected work in units of one float64 SVD multiply-add; entrywise work counts per entry."""
     entries, p = _size(task)
     checkpoints = sum(len(run.steps) for run in task.runs)
     groups = {diagnostic.group for diagnostic in task.diagnostics}
     decompositions = ("full" in groups) * (1 + checkpoints) + bool(groups & {"full", "update"}) * checkpoints
-    return float(entries) * (p * decompositions + 40.0 * checkpoints)
+    return float(entries) * (p * decompositions + 40.0 * checkpoints + 20.0 * len(task.pairs))
 
 
 def _size(task: Task) -> tuple[int, int]:

@@ -1,11 +1,16 @@
-"""One task: one matrix over all checkpoints of all runs that share its origin.
+"""One task: one matrix over all checkpoints of all runs that share its origin, and those runs two by two.
 
-W0 is read and decomposed once and lent to every checkpoint; one run's part is committed as soon as it is finished.
+W0 is read and decomposed once and lent to every checkpoint. Where increments are asked for, a run is first walked
+through forwards (each increment leaves its leading triples), then measured backwards from its last checkpoint.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +20,25 @@ import torch
 from torch import Tensor
 
 from geopd.checkpoints import CheckpointError
-from geopd.diagnostics import Comparison, Diagnostic, OriginMatrix, UpdateSubspace
+from geopd.diagnostics import (
+    Comparison,
+    Diagnostic,
+    OriginMatrix,
+    PairDiagnostic,
+    Place,
+    RunPair,
+    Trajectory,
+    UpdateSubspace,
+)
+from geopd.diagnostics.coordinates import visible_signs
 from geopd.diagnostics.rotation import SIDES, angles
+from geopd.diagnostics.trajectory import Increment, increment_of
 from geopd.engine.inputs import opened
 from geopd.engine.options import MeasureOptions
 from geopd.matrices import WeightName
 from geopd.results import Identity, Measurement, Part, Status, row
 
+ALONG_THE_WAY = {"increment_similarity", "subspace_similarity"}  # what needs the run's increments
 FINAL = "final"  # how vectors name the step of a checkpoint without a number
 
 
@@ -43,8 +60,20 @@ class RunSteps:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnds:
+    """Two runs whose last checkpoints are compared (run < other), and the name of the part it becomes."""
+
+    run: str
+    other: str
+    key: str
+    step: int | None
+    last: Location
+    other_last: Location
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """One canonical matrix, where its origin lies, and the runs that it is compared with."""
+    """One canonical matrix, where its origin lies, the runs that it is compared with, and the pairs of runs."""
 
     weight: WeightName
     shape: tuple[int, ...]
@@ -52,16 +81,22 @@ class Task:
     runs: tuple[RunSteps, ...]
     options: MeasureOptions
     full: bool
+    pairs: tuple[RunEnds, ...] = ()
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """What is asked of this matrix: embeddings, heads and vectors are entrywise only, unless asked."""
         return tuple(d for d in self.options.diagnostics if self.full or d.group == "entrywise")
 
-    def identity(self, run: str, step: int | None) -> Identity:
+    @property
+    def pair_diagnostics(self) -> tuple[PairDiagnostic, ...]:
+        """What is asked of two runs, by the same rule."""
+        return tuple(d for d in self.options.pair_diagnostics if self.full or d.group == "entrywise")
+
+    def identity(self, run: str, step: int | None, other: str | None = None) -> Identity:
         """The identity columns of this matrix's rows."""
         rows, cols = as_matrix_shape(self.shape)
-        return Identity(run, step, self.weight.name, self.weight.layer, self.weight.module, rows, cols)
+        return Identity(run, step, self.weight.name, self.weight.layer, self.weight.module, rows, cols, other)
 
 
 def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -85,26 +120,57 @@ def read_matrix(location: Location) -> Tensor:
     return tensor.reshape(as_matrix_shape(tuple(tensor.shape)))
 
 
-def failed_part(task: Task, run: RunSteps, reason: str, *, retry: bool = False) -> Part:
-    """A part that says, for every metric asked of this matrix, that it failed and why."""
-    rows = [row(task.identity(run.run, step), item) for step, _ in run.steps for item in _failures(task, reason)]
-    return Part(run.key, rows, [], {}, _record(task, run, 0.0, "none", reason, retry=retry))
+class _Reader:
+    """Reads matrices and keeps the last two: a walk forwards and back reads neighbours twice in a row."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[Location, Tensor]] = deque(maxlen=2)
+
+    def __call__(self, location: Location) -> Tensor:
+        for where, matrix in self._kept:
+            if where == location:
+                return matrix
+        matrix = read_matrix(location)
+        self._kept.append((location, matrix))
+        return matrix
 
 
-def _failures(task: Task, reason: str) -> list[Measurement]:
+def failed_parts(task: Task, reason: str, *, retry: bool = False) -> list[Part]:
+    """Parts that say, for every metric asked of this matrix, that it failed and why."""
+    return [_failed_run(task, run, reason, retry) for run in task.runs] + [
+        _failed_pair(task, pair, reason, retry) for pair in task.pairs
+    ]
+
+
+def _failed_run(task: Task, run: RunSteps, reason: str, retry: bool) -> Part:
+    rows = [
+        row(task.identity(run.run, step), item)
+        for step, _ in run.steps
+        for item in _failures(task, task.diagnostics, reason)
+    ]
+    return Part(run.key, rows, [], {}, _record(task, {"run": run.run}, 0.0, "none", reason, retry=retry))
+
+
+def _failed_pair(task: Task, pair: RunEnds, reason: str, retry: bool) -> Part:
+    identity = task.identity(pair.run, pair.step, pair.other)
+    rows = [row(identity, item) for item in _failures(task, task.pair_diagnostics, reason)]
+    labels = {"run": pair.run, "other_run": pair.other}
+    return Part(pair.key, rows, [], {}, _record(task, labels, 0.0, "none", reason, retry=retry))
+
+
+def _failures(task: Task, diagnostics: Sequence[Diagnostic | PairDiagnostic], reason: str) -> list[Measurement]:
     parameters = task.options.parameters
     return [
         Measurement(metric, diagnostic.setting(parameters), None, None, Status.FAILED, "none", reason)
-        for diagnostic in task.diagnostics
+        for diagnostic in diagnostics
         for metric in diagnostic.metrics
     ]
 
 
 def _record(
-    task: Task, run: RunSteps, seconds: float, method: str, failure: str | None, *, retry: bool = False
+    task: Task, labels: dict[str, str], seconds: float, method: str, failure: str | None, *, retry: bool = False
 ) -> dict[str, Any]:
-    return {
-        "run": run.run,
+    return labels | {
         "matrix": task.weight.name,
         "seconds": seconds,
         "method": method,
@@ -115,7 +181,7 @@ def _record(
 
 
 def perform(task: Task) -> list[Part]:
-    """Measure one matrix over all its checkpoints: one part a run.
+    """Measure one matrix over all its checkpoints: one part a run, and one for every pair of runs asked.
 
     What the inputs make impossible (damaged or non-finite tensors) becomes ``failed`` rows with the reason.
     """
@@ -123,46 +189,88 @@ def perform(task: Task) -> list[Part]:
     try:
         origin = OriginMatrix(read_matrix(task.origin), task.options.parameters)
     except CheckpointError as error:
-        return [failed_part(task, run, str(error)) for run in task.runs]
+        return failed_parts(task, str(error))
+    # one byte an entry for each run that is compared with another, so that its last checkpoint is read once
+    signs: dict[Location, Tensor | None] = {end: None for pair in task.pairs for end in (pair.last, pair.other_last)}
     parts = []
     for run in task.runs:
-        parts.append(_measure_run(task, run, origin, started))
+        parts.append(_measure_run(task, run, origin, signs, started))
         started = time.perf_counter()
-    return parts
+    return parts + [_measure_pair(task, pair, origin, signs) for pair in task.pairs]
 
 
-def _measure_run(task: Task, run: RunSteps, origin: OriginMatrix, started: float) -> Part:
+def _measure_run(
+    task: Task, run: RunSteps, origin: OriginMatrix, signs: dict[Location, Tensor | None], started: float
+) -> Part:
     diagnostics = task.diagnostics
+    asked = {metric for diagnostic in diagnostics for metric in diagnostic.metrics}
     measurements: list[dict[str, Any]] = []
     nulls: list[dict[str, Any]] = []
     vectors: dict[str, np.ndarray] = {}
     failure = None
     final: UpdateSubspace | None = None
     many = len(run.steps) > 1
-    similarity = any("subspace_similarity" in d.metrics for d in diagnostics)
+    read = _Reader()
+    path = _trajectory(task, run, origin, read) if many and asked & ALONG_THE_WAY else None
     # the last checkpoint first: the others are compared with its subspace
-    for step, location in reversed(run.steps):
+    for position, (step, location) in reversed(list(enumerate(run.steps))):
         identity = task.identity(run.run, step)
-        last = step == run.steps[-1][0]
+        last = position == len(run.steps) - 1
         try:
-            comparison = Comparison(origin, read_matrix(location), final)
+            place = None if path is None else Place(path, position)
+            comparison = Comparison(origin, read(location), final, place)
         except CheckpointError as error:
+            # where it was the last, there is nothing for the others to be similar to
             failure = str(error)
-            measurements += [row(identity, item) for item in _failures(task, failure)]
-            if last and many and similarity:
-                # without the last update there is nothing to be similar to
-                final = None
+            measurements += [row(identity, item) for item in _failures(task, diagnostics, failure)]
             continue
-        if last and many and similarity:
+        if last and many and "subspace_similarity" in asked:
             final = UpdateSubspace(comparison.update_decomposition)
             comparison.final = UpdateSubspace(final.decomposition, is_this=True)
         for diagnostic in diagnostics:
             measurements += [row(identity, item) for item in diagnostic.measure(comparison)]
             nulls += [row(identity, item) for item in diagnostic.nulls(comparison)]
         vectors |= _vectors(comparison, FINAL if step is None else str(step), diagnostics)
+        if location in signs:
+            signs[location] = visible_signs(comparison)
     method = origin.decomposition.method if "decomposition" in origin.__dict__ else "entrywise"
     seconds = time.perf_counter() - started
-    return Part(run.key, measurements, nulls, vectors, _record(task, run, seconds, method, failure))
+    return Part(run.key, measurements, nulls, vectors, _record(task, {"run": run.run}, seconds, method, failure))
+
+
+def _trajectory(task: Task, run: RunSteps, origin: OriginMatrix, read: _Reader) -> Trajectory:
+    """The run's increments, from one walk forwards; two checkpoints are held at a time."""
+    increments: list[Increment | None] = []
+    before: Tensor | None = origin.stored
+    for position, (_, location) in enumerate(run.steps):
+        after: Tensor | None = None
+        with suppress(CheckpointError):  # its own rows say why
+            after = read(location)
+        if before is None or after is None:
+            increments.append(None)
+        else:
+            increments.append(increment_of(origin, before if position else None, after))
+        before = after
+    seed = hashlib.blake2b(task.weight.name.encode(), digest_size=8).digest()
+    return Trajectory(increments, int.from_bytes(seed, "little"))
+
+
+def _measure_pair(task: Task, pair: RunEnds, origin: OriginMatrix, signs: dict[Location, Tensor | None]) -> Part:
+    started = time.perf_counter()
+    try:
+        for end in (pair.last, pair.other_last):
+            if signs[end] is None:
+                signs[end] = visible_signs(Comparison(origin, read_matrix(end)))
+    except CheckpointError as error:
+        return _failed_pair(task, pair, str(error), retry=False)
+    one, other = signs[pair.last], signs[pair.other_last]
+    assert one is not None
+    assert other is not None
+    runs, identity = RunPair(origin, one, other), task.identity(pair.run, pair.step, pair.other)
+    measured = [row(identity, item) for d in task.pair_diagnostics for item in d.measure(runs)]
+    nulls = [row(identity, item) for d in task.pair_diagnostics for item in d.nulls(runs)]
+    labels = {"run": pair.run, "other_run": pair.other}
+    return Part(pair.key, measured, nulls, {}, _record(task, labels, time.perf_counter() - started, "entrywise", None))
 
 
 def _vectors(comparison: Comparison, step: str, diagnostics: tuple[Diagnostic, ...]) -> dict[str, np.ndarray]:

@@ -179,7 +179,8 @@ def coverage(results: Results) -> list[dict[str, Any]]:
     """What was matched, skipped and failed, run by run, with reasons; long lists cut."""
     lines = []
     for run, about in sorted(results.manifest.get("coverage", {}).items()):
-        mine = results.measurements.filter((pl.col("run") == run) & (pl.col("status") != "ok"))
+        alone = pl.col("other_run").is_null()
+        mine = results.measurements.filter((pl.col("run") == run) & alone & (pl.col("status") != "ok"))
         reasons = (
             mine.group_by("metric", "status", "note")
             .len()

@@ -24,6 +24,27 @@ _ALL = (
         "Share of weights that did not visibly change once both ends are rounded to bf16.",
         "arXiv 2606.07082, section 3",
     ),
+    Metric(
+        "sub_ulp_share",
+        "change too small for bf16",
+        "share of moved entries",
+        "Share of the weights that moved at all whose change is under half a bf16 step: saved in bf16 it is lost.",
+        "geopd",
+    ),
+    Metric(
+        "support_jaccard",
+        "coordinates shared by two runs",
+        "share of changed entries",
+        "Of the weights that visibly changed in either run, the share that changed in both.",
+        "geopd",
+    ),
+    Metric(
+        "sign_agreement",
+        "direction shared by two runs",
+        "share of changed entries",
+        "Of the weights that visibly changed in both runs, the share that moved the same way.",
+        "geopd",
+    ),
     *(
         Metric(
             f"rotation_{side}_{summary}_deg",
@@ -114,6 +135,20 @@ _ALL = (
         "share",
         "Overlap of the update's top-K right singular subspace with the one at the last checkpoint.",
         "arXiv 2606.07082, section 4",
+    ),
+    Metric(
+        "increment_similarity",
+        "similarity of successive increments",
+        "share",
+        "Overlap of the top-K right singular subspaces of the last two increments between checkpoints.",
+        "geopd",
+    ),
+    Metric(
+        "subspace_gap",
+        "gap below the top-K subspace",
+        "relative",
+        "How firmly the update's top-K subspace is held: the gap at K over the largest singular value.",
+        "geopd",
     ),
     *(
         Metric(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from geopd.results.schema import MEASUREMENTS, NULLS
+from geopd.results.schema import KEY, MEASUREMENTS, NULLS
 
 PARTS = "parts"
 VECTORS = "vectors"
@@ -113,7 +113,7 @@ class Store:
         """Write the folder's tables from the named parts; order is a function of content alone."""
         paths = [self._part(key) for key in sorted(keys)]
         rows = pl.read_parquet(paths, schema=_PART) if paths else pl.DataFrame(schema=_PART)
-        order = ["run", "step", "matrix", "metric", "setting"]
+        order = list(KEY)
         measurements = rows.filter(pl.col("null").is_null()).select(MEASUREMENTS.names()).sort(order, nulls_last=False)
         nulls = rows.filter(pl.col("null").is_not_null()).select(NULLS.names()).sort([*order, "null"])
         for name, frame in {"measurements": measurements, "nulls": nulls, **tables}.items():

@@ -5,8 +5,9 @@ Everything is float64 on the tensor's own device.
 """
 
 from geopd.spectral.angles import angle_error, principal_angles
-from geopd.spectral.decomposition import Decomposition, decompose, leading_part_error
-from geopd.spectral.norms import frobenius
+from geopd.spectral.decomposition import Decomposition, decompose, singular_values
+from geopd.spectral.leading import leading_triples
+from geopd.spectral.norms import frobenius, row_blocks
 from geopd.spectral.selection import (
     Counts,
     MagnitudeMask,
@@ -16,6 +17,7 @@ from geopd.spectral.selection import (
     magnitude_bins,
     smallest_magnitudes,
     split_at_share,
+    split_blocks,
     visibly_changed,
 )
 
@@ -29,10 +31,13 @@ __all__ = [
     "count_bins",
     "decompose",
     "frobenius",
-    "leading_part_error",
+    "leading_triples",
     "magnitude_bins",
     "principal_angles",
+    "row_blocks",
+    "singular_values",
     "smallest_magnitudes",
     "split_at_share",
+    "split_blocks",
     "visibly_changed",
 ]

@@ -30,15 +30,5 @@ def principal_angles(Q0: Float64[Tensor, "n k"], Q1: Float64[Tensor, "n k"]) -> 
 
 
 def angle_error(decompositions: tuple[Decomposition, ...], k: int) -> float:
-    """Bound in degrees on how far the decompositions' own errors can move any principal angle of leading subspaces.
-
-    Each leading k-dimensional subspace is within arcsin(e / (gap_k - e)) of the exact one (Wedin); 90 where a gap is
-    closed.
-    """
-    total = 0.0
-    for decomposition in decompositions:
-        gap, error = decomposition.gap(k), decomposition.backward_error
-        if gap <= 2 * error:
-            return 90.0
-        total += math.degrees(math.asin(error / (gap - error)))
-    return min(total, 90.0)
+    """Bound in degrees on how far the decompositions' own errors can move any principal angle of leading subspaces."""
+    return min(90.0, sum(math.degrees(math.asin(d.leading_sine(k))) for d in decompositions))

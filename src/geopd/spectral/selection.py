@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int16
+from jaxtyping import Bool, Float, Float64, Int16
 from numpy.typing import NDArray
 from torch import Tensor
 
 _CHUNK = 1 << 20  # entries: a float64 chunk of either side stays in the last-level cache
 N_MAGNITUDES = 1 << 15  # bf16 magnitudes: 15 bits beside the sign
+_TOP_BITS = 44  # low bits of a float64 that a bucket leaves open: what is left is its exponent and 8 bits of mantissa
 Counts = NDArray[np.int64]
 
 
@@ -70,7 +72,8 @@ class TieSplit:
     inside: Bool[Tensor, "..."]
     tied: Bool[Tensor, "..."]
     share: float
-    threshold: float
+    uncertain: Bool[Tensor, "..."] | None = None
+    """Entries whose side of the cut the rounding of their scores leaves open; None where there are none."""
 
     def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:
         """How much of each bf16 magnitude of W0 the mask takes."""
@@ -124,7 +127,7 @@ def split_at_share(score: Float[Tensor, "..."], alpha: float, largest: bool) -> 
     cut = float(np.partition(signed.reshape(-1).cpu().numpy(), position)[position])
     inside, tied = signed < cut, signed == cut
     share = (quota - int(inside.sum())) / int(tied.sum())
-    return TieSplit(inside, tied, share, -cut if largest else cut)
+    return TieSplit(inside, tied, share)
 
 
 def smallest_magnitudes(counts: Counts, alpha: float) -> MagnitudeMask:
@@ -141,3 +144,46 @@ def smallest_magnitudes(counts: Counts, alpha: float) -> MagnitudeMask:
     weight[:cut] = 1.0
     weight[cut] = (quota - below) / counts[cut]
     return MagnitudeMask(weight, counts)
+
+
+def split_blocks(
+    blocks: Callable[[], Iterator[Float64[Tensor, "b n"]]], n: int, alpha: float, largest: bool
+) -> tuple[float, float]:
+    """Cut and tie share of ``split_at_share`` for non-negative scores that are made block by block, never held whole.
+
+    Two passes: a histogram over the leading bits of the scores finds the bucket that holds the cut, the second pass
+    collects that bucket and sorts it, so the cut is exact. ``blocks`` is called once a pass and must repeat itself.
+
+    Returns:
+        The score at the cut, and the share of the entries equal to it that are inside.
+
+    Raises:
+        ValueError: if alpha is not strictly between 0 and 1, or there are no entries.
+    """
+    quota = _quota(alpha, n)
+    buckets = np.zeros(1 << (63 - _TOP_BITS), dtype=np.int64)
+    for block in blocks():
+        buckets += np.bincount(_bucket(block), minlength=len(buckets))
+    order = buckets[::-1] if largest else buckets
+    upto = np.cumsum(order)
+    position = int(np.searchsorted(upto, min(quota, n - 0.5), side="right"))
+    before = int(upto[position - 1]) if position else 0
+    bucket = len(buckets) - 1 - position if largest else position
+    found = np.sort(
+        np.concatenate([values[_bucket(block) == bucket] for block in blocks() for values in [_flat(block)]])
+    )
+    ordered = found[::-1] if largest else found
+    cut = float(ordered[min(int(quota) - before, len(ordered) - 1)])
+    ahead = before + int((found > cut).sum() if largest else (found < cut).sum())
+    return cut, (quota - ahead) / int((found == cut).sum())
+
+
+def _flat(block: Tensor) -> NDArray[np.float64]:
+    flat: NDArray[np.float64] = block.reshape(-1).cpu().numpy()
+    return flat
+
+
+def _bucket(block: Tensor) -> NDArray[np.int64]:
+    # non-negative floats are ordered as their bits; -0.0 would not be
+    bits: NDArray[np.int64] = (_flat(block) + 0.0).view(np.int64) >> _TOP_BITS
+    return bits
