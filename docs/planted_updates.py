@@ -51,7 +51,8 @@ def with_spectrum(sigma: Tensor, draw: torch.Generator) -> Tensor:
     """A matrix of rms 1 with these singular values, up to scale, between random frames."""
     frames = (torch.randn(SIDE, len(sigma), generator=draw, dtype=torch.float64) for _ in range(2))
     left, right = (torch.linalg.qr(frame)[0] for frame in frames)
-    return (left * sigma) @ right.T * (SIDE / torch.linalg.vector_norm(sigma))
+    made: Tensor = (left * sigma) @ right.T * (SIDE / torch.linalg.vector_norm(sigma))
+    return made
 
 
 def stored_origin(draw: torch.Generator) -> OriginMatrix:

@@ -225,7 +225,9 @@ def test_one_damaged_step_of_several(base: Path, tmp_path: Path) -> None:
         pl.col("matrix").str.contains("0.*q_proj")
     )
     assert set(frame.filter(pl.col("step") == 3)["status"]) == {"failed"}
-    rest = frame.filter((pl.col("step") < 3) & (pl.col("metric") != "subspace_similarity"))
+    # bf16 ends do not tell what rounding took, and a first increment has none before it
+    without = ("subspace_similarity", "increment_similarity", "sub_ulp_share")
+    rest = frame.filter((pl.col("step") < 3) & ~pl.col("metric").is_in(without))
     assert set(rest["status"]) == {"ok"}
     similarity = frame.filter((pl.col("step") < 3) & (pl.col("metric") == "subspace_similarity"))
     assert set(similarity["status"]) == {"undefined"}

@@ -79,7 +79,7 @@ def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
     floor = (4 * EPS + error) * comparison.origin.norm[0] / scale
     if math.sqrt(squared) <= floor:
         return [undefined("stable_rank", REMOVED, "the update is nothing but decay", default=False)]
-    found = leading_triples(rest, 1)
+    found = leading_triples(rest, 1, tolerance=1e-6, near=comparison.update_decomposition)
     top, residual = float(found.sigma[0]), float(found.sigma_error[0])
     value = squared / top**2
     bound = 2 * value * (residual / top + floor / top + rest.shape[1] * EPS)

@@ -39,6 +39,7 @@ from geopd.results import Measurement, Status, setting
 from geopd.spectral import leading_triples
 
 METRICS = ("stable_rank_denoised",)
+TOLERANCE = 1e-4  # of the leading singular value of Y: far inside what the estimate itself is good for
 EDGE, CLEAR_EDGE = 1.5, 8.0
 FLAT = (0.85, 1.18)
 MOSTLY_KEPT = 0.9
@@ -110,7 +111,7 @@ def denoise(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float)
     mask = exponent <= kept.exponent
     Y, share = _filled(D / scale, mask)
     v = float((Y * Y).mean()) - kept.energy
-    found = leading_triples(Y, 1)
+    found = leading_triples(Y, 1, tolerance=TOLERANCE)
     y, residual, a, b = float(found.sigma[0]), float(found.sigma_error[0]), found.left[:, 0], found.right[:, 0]
     theta2 = _spike(y, v, m, n)
     if theta2 is None:

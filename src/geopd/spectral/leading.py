@@ -16,14 +16,17 @@ _SHARE = 0.4  # of min(m, n): a Krylov space larger than this costs more than th
 _SQUARED = 1e-3  # sigma_k / sigma_1 below which Ritz values are taken without squaring
 
 
-def leading_triples(W: Float[Tensor, "m n"], k: int, tolerance: float = 1e-7) -> Decomposition:
+def leading_triples(
+    W: Float[Tensor, "m n"], k: int, tolerance: float = 1e-7, near: Decomposition | None = None
+) -> Decomposition:
     """The k largest singular values of W with their vectors, and at least sigma_{k+1}.
 
     Block Krylov: an orthonormal basis Q of span{X, W^T W X, ...} with full reorthogonalisation, Rayleigh-Ritz on W Q,
     until ||W^T u - sigma v|| <= tolerance sigma_1 for all k; a value is then right to about the tolerance's square over
     the gap. The residuals bound the singular values (Weyl) and, with the gap, the subspaces. Worked in float64, or in
     float32 where W is (results are float64 either way). The start is random from a fixed seed, so it misses no
-    direction but by chance of measure zero. A spectrum too flat to converge in a basis of 0.4 min(m, n)
+    direction but by chance of measure zero; ``near``, the decomposition of a matrix close to W, lends it its vectors to
+    start from instead. A spectrum too flat to converge in a basis of 0.4 min(m, n)
     columns is decomposed whole (``decompose``).
 
     Raises:
@@ -35,7 +38,8 @@ def leading_triples(W: Float[Tensor, "m n"], k: int, tolerance: float = 1e-7) ->
     if scale == 0.0 or p <= min(_WHOLE[0] * k, _WHOLE[1]) or k >= p // 4:
         return decompose(W, k)
     A = (W if W.shape[0] >= W.shape[1] else W.T) / scale
-    found = _krylov(A if A.dtype == torch.float32 else A.double(), k, tolerance)
+    start = None if near is None else near.right if W.shape[0] >= W.shape[1] else near.left
+    found = _krylov(A if A.dtype == torch.float32 else A.double(), k, tolerance, start)
     if found is None:
         return decompose(W, k)
     eps = float(torch.finfo(found[0].dtype).eps)
@@ -58,7 +62,9 @@ def leading_triples(W: Float[Tensor, "m n"], k: int, tolerance: float = 1e-7) ->
     )
 
 
-def _krylov(A: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def _krylov(
+    A: Tensor, k: int, tolerance: float, start: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """sigma (k + 1), U, V (k columns) and the residual of each value, for tall A; None where it does not converge.
 
     Bases are kept as rows: products of a few rows with A run at twice the speed of a few columns.
@@ -67,8 +73,12 @@ def _krylov(A: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor
     Q = torch.empty(limit, n, dtype=A.dtype, device=A.device)
     images = torch.empty(limit, A.shape[0], dtype=A.dtype, device=A.device)
     generator = torch.Generator().manual_seed(0)
-    X = _orthonormal_rows(torch.randn(_BLOCK, n, dtype=A.dtype, generator=generator).to(A.device))
-    check, d = 2 * k + 4 * _BLOCK, 0
+    X = torch.randn(_BLOCK, n, dtype=A.dtype, generator=generator).to(A.device)
+    if start is not None:
+        given = start.T[:_BLOCK].to(A)
+        X[: given.shape[0]] = given
+    X = _orthonormal_rows(X)
+    check, d = 2 * k + (4 if start is None else 1) * _BLOCK, 0
     while d + _BLOCK <= limit:
         Q[d : d + _BLOCK] = X
         images[d : d + _BLOCK] = X @ A.T
