@@ -24,7 +24,7 @@ def test_planted_decay_is_found_and_removed(shape: tuple[int, int]) -> None:
     assert c.value == pytest.approx(DECAY, rel=1e-10)
     (rank,) = measure_stable_rank(item)
     assert rank.value == pytest.approx(stable_rank(d), rel=1e-8)
-    assert stable_rank(item.update) > 3 * stable_rank(d), "decay must be what the raw value reads"
+    assert stable_rank(item.update()) > 3 * stable_rank(d), "decay must be what the raw value reads"
     assert (rank.setting, rank.is_default, rank.status) == ("decay=removed;view=native", False, Status.OK)
 
 

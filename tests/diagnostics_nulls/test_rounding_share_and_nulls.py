@@ -23,7 +23,7 @@ SIZES = (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)
 
 
 def exact_share(item: Comparison, d: Tensor) -> float:
-    D = item.update
+    D = item.update()
     return 1 - float((D * d).sum() ** 2 / (D.square().sum() * d.square().sum()))
 
 
@@ -88,7 +88,7 @@ def test_the_bf16_view_of_wide_weights_is_measured_not_modelled(on_grid: bool) -
     assert wide.note is not None
     assert "wider than bf16" in wide.note
     D = (item.stored.bfloat16().double() - W.bfloat16().double()).numpy()
-    d = item.update.numpy()
+    d = item.update().numpy()
     expected = 1 - (D * d).sum() ** 2 / ((D**2).sum() * (d**2).sum())
     assert seen.value == pytest.approx(expected, abs=1e-12)
     assert (seen.setting, seen.is_default) == ("view=bf16", False)
@@ -126,7 +126,7 @@ def test_the_verdict_parts_faithful_stable_ranks_from_inflated_ones(form: str, o
     for size in SIZES:
         item = planted(W, size * d, form)
         verdict = noise_verdict(item)
-        ratio = stable_rank(item.update) / stable_rank(d)
+        ratio = stable_rank(item.update()) / stable_rank(d)
         assert (verdict is None) == ((native(item).value or 0.0) <= TOO_NOISY)
         if verdict is None:
             assert 0.97 <= ratio <= 1.13, size
@@ -162,7 +162,7 @@ def test_rounding_nulls_against_dense_draws(of: str, shape: tuple[int, int]) -> 
 def test_an_update_below_every_step_reads_as_the_rounding_null(of: str, within: float) -> None:
     W = weights(of, N, N)
     item = planted(W, 1e-6 * structure("rank 16", W), "one end")
-    assert stable_rank(item.update) == pytest.approx(nulls_stable_rank(item)[0].mean, rel=within)
+    assert stable_rank(item.update()) == pytest.approx(nulls_stable_rank(item)[0].mean, rel=within)
 
 
 def test_one_draw_of_an_origin_serves_all_its_checkpoints() -> None:

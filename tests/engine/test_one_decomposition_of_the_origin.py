@@ -12,7 +12,7 @@ import torch
 
 from checkpoints_on_disk import save_run, save_tensors, small_weights
 from geopd.checkpoints import open_checkpoint
-from geopd.diagnostics import comparison
+from geopd.diagnostics import comparison, trajectory
 from geopd.engine import MeasureOptions, estimate, make_plan, measure, task_cost
 from geopd.spectral import Decomposition, decompose, leading_triples
 
@@ -29,7 +29,7 @@ def world(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Weights given to ``decompose``, and updates given to ``leading_triples``, in the order they were."""
+    """Weights given to ``decompose``, updates and increments given to ``leading_triples``, in the order they were."""
     seen: list[torch.Tensor] = []
 
     def watch(kernel: Callable[[torch.Tensor, int], Decomposition]) -> Callable[[torch.Tensor, int], Decomposition]:
@@ -40,7 +40,8 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
         return watched
 
     monkeypatch.setattr(comparison, "decompose", watch(decompose))
-    monkeypatch.setattr(comparison, "leading_triples", watch(leading_triples))
+    for module in (comparison, trajectory):
+        monkeypatch.setattr(module, "leading_triples", watch(leading_triples))
     return seen
 
 
@@ -49,8 +50,8 @@ def test_the_origin_is_decomposed_once(world: Path, decomposed: list[torch.Tenso
     origins = [w.double() for name, w in small_weights().items() if w.ndim == 2 and "embed" not in name]
     for origin in origins:
         assert sum(W.shape == origin.shape and torch.equal(W.double(), origin) for W in decomposed) == 1
-    # beside it, each of five checkpoints and each of their updates once
-    assert len(decomposed) == len(origins) * (1 + 5 + 5)
+    # beside it, each of five checkpoints, their updates and their increments once; each run's first are the same
+    assert len(decomposed) == len(origins) * (1 + 5 + 5 + 5 - 2)
 
 
 @pytest.mark.parametrize("metrics", [("entrywise",), ("update_sparsity", "low_magnitude_overlap")])
@@ -61,15 +62,24 @@ def test_entrywise_metrics_need_no_decomposition(
         raise AssertionError("an SVD was computed")
 
     monkeypatch.setattr(comparison, "decompose", refuse)
-    monkeypatch.setattr(comparison, "leading_triples", refuse)
+    for module in (comparison, trajectory):
+        monkeypatch.setattr(module, "leading_triples", refuse)
     measure(world / "base", [world / "opd"], world / "out", options=MeasureOptions(metrics=metrics), workers=1)
     assert not set(pl.read_parquet(world / "out" / "measurements.parquet")["status"]) & {"failed"}
 
 
-def test_update_metrics_decompose_the_update_alone(world: Path, decomposed: list[torch.Tensor]) -> None:
-    options = MeasureOptions(metrics=("update",), similarity_k=(2,))
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [(("update",), 3 + 2), (("stable_rank", "subspace_gap"), 3), (("increment_similarity",), 3)],
+    ids=str,
+)
+def test_update_metrics_decompose_updates_alone(
+    world: Path, decomposed: list[torch.Tensor], metrics: tuple[str, ...], expected: int
+) -> None:
+    """Of three checkpoints, and the two increments that are no update: for those who ask."""
+    options = MeasureOptions(metrics=metrics, similarity_k=(2,))
     measure(world / "base", [world / "opd"], world / "out", options=options)
-    assert len(decomposed) == 4 * 3
+    assert len(decomposed) == 4 * expected
 
 
 def test_tables_agree_with_measuring_by_hand(world: Path) -> None:

@@ -72,5 +72,8 @@ def rounded_views(comparison: Comparison) -> tuple[str, ...]:
 def seen_update(comparison: Comparison, view: str) -> Float64[Tensor, "m n"]:
     """The update in a view, float64: as stored (``native``), or between the ends rounded to bf16."""
     if view == "native":
-        return comparison.update
-    return comparison.stored.bfloat16().double() - comparison.origin.stored.bfloat16().double()
+        return comparison.update()
+    dW = comparison.stored.bfloat16().double()
+    for rows in row_blocks(dW.shape):
+        dW[rows] -= comparison.origin.stored[rows].bfloat16().double()
+    return dW

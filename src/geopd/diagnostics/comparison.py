@@ -206,10 +206,12 @@ class Comparison:
             self._angles[side] = np.zeros(k) if self.update_is_zero else principal_angles(*bases).cpu().numpy()
         return self._angles[side]
 
-    @cached_property
     def update(self) -> Float64[Tensor, "m n"]:
-        """dW = W+ - W0 of the stored values, in float64."""
-        return self.stored.double() - self.origin.stored.double()
+        """dW = W+ - W0 of the stored values, in float64: made anew for the caller to keep or overwrite."""
+        dW = self.stored.to(torch.float64, copy=True)
+        for rows in row_blocks(dW.shape):
+            dW[rows] -= self.origin.stored[rows].double()
+        return dW
 
     @cached_property
     def update_is_zero(self) -> bool:
@@ -234,4 +236,4 @@ class Comparison:
             return self.final.decomposition
         if self.place is not None and self.place.position == 0 and (first := self.place.trajectory.increments[0]):
             return first.decomposition
-        return leading_triples(self.update, max(self.parameters.similarity_k + self.parameters.hill_k))
+        return leading_triples(self.update(), max(self.parameters.similarity_k + self.parameters.hill_k))

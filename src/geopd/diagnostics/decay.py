@@ -73,8 +73,12 @@ def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
         return [undefined("stable_rank", REMOVED, reason, default=False)]
     c, error = coefficient(comparison)
     scale = comparison.update_norm[0]
-    rest = comparison.update / scale - (c / scale) * comparison.origin.stored.double()
-    squared = float((rest * rest).sum())
+    rest = comparison.update()
+    squares = []
+    for rows in row_blocks(rest.shape):
+        rest[rows] = rest[rows] / scale - (c / scale) * comparison.origin.stored[rows].double()
+        squares += torch.linalg.vecdot(rest[rows], rest[rows]).tolist()
+    squared = math.fsum(squares)
     # what rounding of the weights and of c leaves of an update that is nothing but decay
     floor = (4 * EPS + error) * comparison.origin.norm[0] / scale
     if math.sqrt(squared) <= floor:

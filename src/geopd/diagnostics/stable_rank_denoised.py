@@ -36,7 +36,7 @@ from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO, measure_stable_rank
 from geopd.diagnostics.values import ok, undefined
 from geopd.results import Measurement, Status, setting
-from geopd.spectral import leading_triples
+from geopd.spectral import leading_triples, row_blocks
 
 METRICS = ("stable_rank_denoised",)
 TOLERANCE = 1e-4  # of the leading singular value of Y: far inside what the estimate itself is good for
@@ -100,17 +100,19 @@ def _measure(comparison: Comparison, view: str) -> Measurement:
 
 
 def denoise(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float) -> Denoised:
-    """The estimate from an update, the binary exponents of W0 and the noise energy per u^2."""
+    """The estimate from an update, which is overwritten, the binary exponents of W0 and the noise energy per u^2."""
     m, n = D.shape
-    scale = float(D.abs().max())
+    low, high = torch.aminmax(D)
+    scale = max(-float(low), float(high))
     if scale == 0.0:
         return Denoised(None, None, "no entry changed in this view")
-    kept = _keep(D / scale, exponent, c, scale)
+    D /= scale
+    kept = _keep(D, exponent, c, scale)
     if kept is None:
         return Denoised(None, None, "no energy above rounding at any step size of W0")
     mask = exponent <= kept.exponent
-    Y, share = _filled(D / scale, mask)
-    v = float((Y * Y).mean()) - kept.energy
+    Y, share = _filled(D, mask)
+    v = float(torch.linalg.vector_norm(Y)) ** 2 / Y.numel() - kept.energy
     found = leading_triples(Y, 1, tolerance=TOLERANCE)
     y, residual, a, b = float(found.sigma[0]), float(found.sigma_error[0]), found.left[:, 0], found.right[:, 0]
     theta2 = _spike(y, v, m, n)
@@ -136,9 +138,11 @@ def _doubt(edge: float, share: float, flatness: float, spike: float) -> str | No
 
 def _keep(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float, scale: float) -> _Kept | None:
     """Iterate tau over the binary exponents of W0, D in units of ``scale``; None where no energy is left."""
-    levels = exponent.reshape(-1).long()
-    count = torch.bincount(levels, minlength=EXPONENTS).cpu().numpy().astype(np.float64)
-    energy = torch.bincount(levels, (D * D).reshape(-1), minlength=EXPONENTS).cpu().numpy()
+    count, energy = np.zeros(EXPONENTS), np.zeros(EXPONENTS)
+    for rows in row_blocks(D.shape):
+        levels, block = exponent[rows].reshape(-1).long(), D[rows].reshape(-1)
+        count += torch.bincount(levels, minlength=EXPONENTS).cpu().numpy()
+        energy += torch.bincount(levels, block * block, minlength=EXPONENTS).cpu().numpy()
     step = UNITS / scale
     # exponent 0 and 1 share one step; everything is cumulative, so only the order counts
     signal = energy - c * step**2 * count
@@ -167,11 +171,13 @@ def _kept(top: int, count: Array, signal: Array) -> _Kept:
 
 
 def _filled(D: Float64[Tensor, "m n"], mask: Tensor) -> tuple[Float64[Tensor, "m n"], float]:
-    """Y, which has the signal's expectation at every entry, and the kept share p."""
-    kept = mask.double()
-    rows, cols, p = kept.mean(dim=1), kept.mean(dim=0), float(kept.mean())
-    Y = D * kept * (p / (rows.clamp(min=p / 8)[:, None] * cols.clamp(min=p / 8)[None]))
-    return Y, p
+    """Y, which has the signal's expectation at every entry, made of D in place, and the kept share p."""
+    rows, cols = (mask.sum(dim=dim).double() / mask.shape[dim] for dim in (1, 0))
+    p = float(rows.mean())
+    D.masked_fill_(~mask, 0.0)
+    D *= (p / rows.clamp(min=p / 8))[:, None]
+    D /= cols.clamp(min=p / 8)[None]
+    return D, p
 
 
 def _spike(y: float, v: float, m: int, n: int) -> float | None:

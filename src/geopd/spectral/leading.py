@@ -13,6 +13,7 @@ from geopd.spectral.decomposition import Decomposition, checked_scale, decompose
 _WHOLE = 64, 2048  # min(m, n) up to 64 k, at most 2048: a whole decomposition then costs no more
 _BLOCK = 16  # rows a step: enough for matrix products to run at speed, few enough for the degree to grow
 _SHARE = 0.4  # of min(m, n): a Krylov space larger than this costs more than the whole decomposition
+_SAFE = 1e-15, 1e15  # magnitudes whose squares float32 holds too
 _SQUARED = 1e-3  # sigma_k / sigma_1 below which Ritz values are taken without squaring
 
 
@@ -37,7 +38,10 @@ def leading_triples(
     k = min(k, p)
     if scale == 0.0 or p <= min(_WHOLE[0] * k, _WHOLE[1]) or k >= p // 4:
         return decompose(W, k)
-    A = (W if W.shape[0] >= W.shape[1] else W.T) / scale
+    # a copy only where squares would leave the range of the numbers
+    scale = 1.0 if _SAFE[0] < scale < _SAFE[1] else scale
+    A = W if W.shape[0] >= W.shape[1] else W.T
+    A = A if scale == 1.0 else A / scale
     start = None if near is None else near.right if W.shape[0] >= W.shape[1] else near.left
     found = _krylov(A if A.dtype == torch.float32 else A.double(), k, tolerance, start)
     if found is None:
@@ -62,9 +66,7 @@ def leading_triples(
     )
 
 
-def _krylov(
-    A: Tensor, k: int, tolerance: float, start: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+def _krylov(A: Tensor, k: int, tolerance: float, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """sigma (k + 1), U, V (k columns) and the residual of each value, for tall A; None where it does not converge.
 
     Bases are kept as rows: products of a few rows with A run at twice the speed of a few columns.
