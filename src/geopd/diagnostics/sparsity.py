@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import BFloat16, Int32
 from scipy.special import erf
@@ -145,6 +146,6 @@ def nulls_lost(comparison: Comparison) -> list[Null]:
     counts = comparison.origin.magnitude_counts.reshape(EXPONENTS, -1).sum(axis=1)
     n = comparison.stored.numel()
     s = comparison.update_norm[0] / math.sqrt(n)
-    p = erf(UNITS / s / math.sqrt(8.0))
+    p = erf(np.minimum(UNITS, 1e3 * s) / s / math.sqrt(8.0))  # a vanishing s would overflow where it is 1 anyway
     sd = math.sqrt(float(counts @ (p * (1 - p)))) / n
     return [Null(LOST, setting(view="native"), "gaussian", float(counts @ p) / n, sd, 0, "closed form over ULP(W0)")]

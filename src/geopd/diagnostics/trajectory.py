@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -72,4 +73,5 @@ def _noise(origin: OriginMatrix, norm: float, rounded_ends: int) -> float:
     if norm == 0.0 or rounded_ends == 0:
         return 0.0
     counts = origin.magnitude_counts.reshape(EXPONENTS, -1).sum(axis=1)
-    return min(1.0, rounded_ends / 12 * float(counts @ (UNITS / norm) ** 2))
+    relative = np.minimum(UNITS, 1e6 * norm) / norm  # a vanishing norm would overflow where the share is 1 anyway
+    return min(1.0, rounded_ends / 12 * float(counts @ relative**2))

@@ -15,7 +15,8 @@ from geopd.engine.task import Task
 
 _PROBE = 384  # rows and columns of the probed SVD: about 50 ms
 _BASE_BYTES = 450 << 20  # an interpreter with torch loaded
-_FULL_BYTES = 14 * 8  # per entry at the peak of the full suite: float64 copies, as measured (docs/log.md)
+_FULL_BYTES = 28  # per entry at the peak of the full suite, as measured (docs/log.md)
+_GRAM_BYTES = 24  # per entry of the smaller Gram matrix: it, its reflectors and vectors
 _ENTRYWISE_BYTES = 16  # per entry: masks, magnitude bins and one selection copy
 
 
@@ -38,8 +39,9 @@ def estimate(tasks: list[Task]) -> Estimate:
 
 
 def _peak_bytes(task: Task) -> int:
-    full = any(diagnostic.group != "entrywise" for diagnostic in task.diagnostics)
-    return math.prod(task.shape) * (_FULL_BYTES if full else _ENTRYWISE_BYTES)
+    if all(diagnostic.group == "entrywise" for diagnostic in task.diagnostics):
+        return math.prod(task.shape) * _ENTRYWISE_BYTES
+    return math.prod(task.shape) * _FULL_BYTES + min(task.shape) ** 2 * _GRAM_BYTES
 
 
 def _seconds_per_unit() -> float:

@@ -116,12 +116,24 @@ def _ends(one: RunPlan, other: RunPlan, name: str, key: str) -> RunEnds:
 
 
 def task_cost(task: Task) -> float:
-    """Expected work in units of one float64 SVD multiply-add; entrywise work counts per entry."""
+    """Expected work in units of one multiply-add of a float64 SVD (m n min(m, n) of them make one).
+
+    Constants from 256 x 256 to 12288 x 4096 on one core (docs/log.md): entrywise work, the update's triples (twice
+    where there are increments too), and a decomposition, whose cubic part is a seventh of the SVD's.
+    """
     entries, p = _size(task)
-    checkpoints = sum(len(run.steps) for run in task.runs)
     groups = {diagnostic.group for diagnostic in task.diagnostics}
-    decompositions = ("full" in groups) * (1 + checkpoints) + bool(groups & {"full", "update"}) * checkpoints
-    return float(entries) * (p * decompositions + 40.0 * checkpoints + 20.0 * len(task.pairs))
+    cost = 20.0 * len(task.pairs)
+    for run in task.runs:
+        steps = len(run.steps)
+        cost += 70.0 * steps
+        if groups & {"full", "update"}:
+            cost += 700.0 * (2 * steps - 1)
+        if "full" in groups:
+            cost += (0.14 * p + 800.0) * steps
+    if "full" in groups:
+        cost += 0.14 * p + 750.0
+    return entries * cost
 
 
 def _size(task: Task) -> tuple[int, int]:
