@@ -46,6 +46,8 @@ def options_from(
     eta: float,
     similarity_k: list[int] | None,
     hill_k: list[int] | None,
+    nulls: int,
+    sweeps: bool,
 ) -> MeasureOptions:
     """The engine's options from the command line's; what was not given keeps its default."""
     from geopd.engine import MeasureOptions
@@ -55,8 +57,10 @@ def options_from(
         rotation_k=rotation_k,
         principal_rank=principal_rank,
         eta=eta,
+        nulls=nulls,
         **{key: tuple(value) for key, value in given.items() if value},  # type: ignore[arg-type]
     )
+    options = options.with_sweeps() if sweeps else options
     # an option out of range is refused before anything is read
     _ = options.parameters, options.selection, options.diagnostics
     return options
@@ -89,6 +93,12 @@ def measure(
     eta: Annotated[float, typer.Option(help="Relative change that counts as visible.")] = 1e-3,
     similarity_k: _Similarity = None,
     hill_k: _Hill = None,
+    nulls: Annotated[
+        int, typer.Option(min=0, help="Draws of the Gaussian and permuted nulls; each costs a checkpoint.")
+    ] = 0,
+    sweeps: Annotated[
+        bool, typer.Option("--sweeps", help="Also alpha 0.05, 0.1, 0.3, 0.5 and Hill k 8, 16, 32, 64.")
+    ] = False,
     paradigm: _Paradigm = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: as cores and memory allow]")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Redo a label whose inputs changed.")] = False,
@@ -103,7 +113,9 @@ def measure(
     """
     from geopd.engine import measure as run
 
-    options = options_from(matrices, metrics, rotation_k, principal_rank, alpha, eta, similarity_k, hill_k)
+    options = options_from(
+        matrices, metrics, rotation_k, principal_rank, alpha, eta, similarity_k, hill_k, nulls, sweeps
+    )
     outcome = run(
         base,
         runs,

@@ -29,6 +29,7 @@ from geopd.diagnostics import (
 )
 from geopd.diagnostics.comparison import Comparison, OriginMatrix, UpdateSubspace
 from geopd.diagnostics.coordinates import RunPair
+from geopd.diagnostics.drawn import drawn_nulls
 from geopd.diagnostics.parameters import Parameters, Rank
 from geopd.diagnostics.trajectory import Place, Trajectory
 from geopd.diagnostics.values import failed, unresolved
@@ -222,6 +223,7 @@ __all__ = [
     "RunPair",
     "Trajectory",
     "UpdateSubspace",
+    "drawn_nulls",
     "select",
     "select_pairs",
 ]

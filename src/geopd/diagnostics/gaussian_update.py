@@ -110,7 +110,9 @@ def _solve(increasing: Callable[[float], float], target: float, start: float) ->
     return math.exp(root)
 
 
-def _scale_for_energy(comparison: Comparison, bins: _Bins) -> float | None:
+def scale_for_energy(comparison: Comparison) -> float | None:
+    """Scale s of the Gaussian whose energy, stored as this update was, is ||dW||^2; None below the rounding floor."""
+    bins = _bins(comparison, "bf16")
     rms = comparison.update_norm[0] / math.sqrt(comparison.stored.numel())
     if comparison.stored.dtype != torch.bfloat16:
         return rms
@@ -128,7 +130,7 @@ def gaussian_sparsity(comparison: Comparison, view: str) -> tuple[float, float, 
     if regime is None or comparison.update_is_zero:
         return None
     bins = _bins(comparison, view)
-    s = _scale_for_energy(comparison, bins)
+    s = scale_for_energy(comparison)
     if s is None:
         return None
     p = visible_probability(bins.index, s, regime, comparison.parameters.eta)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from geopd.diagnostics import Diagnostic, PairDiagnostic, Parameters, Rank, select, select_pairs
 from geopd.matrices import Selection
+
+SWEPT_ALPHAS = (0.05, 0.1, 0.3, 0.5)
+SWEPT_HILL_K = (8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class MeasureOptions:
 
     ``rotation_k``, ``principal_rank``: an integer, or ``p/8`` for a share of each matrix's p = min(m, n), at least 2.
     ``matrices``: presets (layers, attention, all) or globs over canonical names. ``metrics``: metric or group names
-    (entrywise, update, full).
+    (entrywise, update, full). ``nulls``: draws of the Gaussian and the permuted null, each the price of a checkpoint; 0
+    keeps to closed forms.
 
     Raises:
         ValueError: on first use, if an option is out of range; the text names it.
@@ -30,6 +34,15 @@ class MeasureOptions:
     hill_k: tuple[int, ...] = (16,)
     matrices: tuple[str, ...] = ("layers",)
     metrics: tuple[str, ...] = ("full",)
+    nulls: int = 0
+
+    def with_sweeps(self) -> MeasureOptions:
+        """The same with alpha in {0.05, 0.1, 0.3, 0.5} and Hill k in {8, 16, 32, 64} beside what is asked."""
+        return replace(
+            self,
+            alpha=(*self.alpha, *(alpha for alpha in SWEPT_ALPHAS if alpha not in self.alpha)),
+            hill_k=(*self.hill_k, *(k for k in SWEPT_HILL_K if k not in self.hill_k)),
+        )
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -42,6 +55,10 @@ class MeasureOptions:
             tuple(self.similarity_k),
             tuple(self.hill_k),
         )
+
+    def __post_init__(self) -> None:
+        if self.nulls < 0:
+            raise ValueError(f"--nulls: a number of draws, not {self.nulls}")
 
     @cached_property
     def selection(self) -> Selection:

@@ -133,7 +133,7 @@ def task_cost(task: Task) -> float:
             cost += (0.14 * p + 800.0) * steps
     if "full" in groups:
         cost += 0.14 * p + 750.0
-    return entries * cost
+    return entries * cost * (1 + 2 * task.options.nulls)
 
 
 def _size(task: Task) -> tuple[int, int]:

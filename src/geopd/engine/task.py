@@ -29,6 +29,7 @@ from geopd.diagnostics import (
     RunPair,
     Trajectory,
     UpdateSubspace,
+    drawn_nulls,
 )
 from geopd.diagnostics.coordinates import visible_signs
 from geopd.diagnostics.rotation import SIDES, angles
@@ -36,7 +37,7 @@ from geopd.diagnostics.trajectory import Increment, increment_of
 from geopd.engine.inputs import opened
 from geopd.engine.options import MeasureOptions
 from geopd.matrices import WeightName
-from geopd.results import Identity, Measurement, Part, Status, row
+from geopd.results import Identity, Measurement, Null, Part, Status, row
 
 ALONG_THE_WAY = {"increment_similarity", "subspace_similarity"}  # what needs the run's increments
 FINAL = "final"  # how vectors name the step of a checkpoint without a number
@@ -227,9 +228,14 @@ def _measure_run(
         if last and many and "subspace_similarity" in asked:
             final = UpdateSubspace(comparison.update_decomposition)
             comparison.final = UpdateSubspace(final.decomposition, is_this=True)
+        closed: list[Null] = []
         for diagnostic in diagnostics:
             measurements += [row(identity, item) for item in diagnostic.measure(comparison)]
-            nulls += [row(identity, item) for item in diagnostic.nulls(comparison)]
+            closed += diagnostic.nulls(comparison)
+        drawn = drawn_nulls(comparison, (d.measure for d in diagnostics), task.options.nulls, seed_of(task.weight.name))
+        replaced = {(item.metric, item.setting, item.null) for item in drawn}
+        kept = [item for item in closed if (item.metric, item.setting, item.null) not in replaced]
+        nulls += [row(identity, item) for item in kept + drawn]
         vectors |= _vectors(comparison, FINAL if step is None else str(step), diagnostics)
         if location in signs:
             signs[location] = visible_signs(comparison)
@@ -251,8 +257,12 @@ def _trajectory(task: Task, run: RunSteps, origin: OriginMatrix, read: _Reader) 
         else:
             increments.append(increment_of(origin, before if position else None, after))
         before = after
-    seed = hashlib.blake2b(task.weight.name.encode(), digest_size=8).digest()
-    return Trajectory(increments, int.from_bytes(seed, "little"))
+    return Trajectory(increments, seed_of(task.weight.name))
+
+
+def seed_of(name: str) -> int:
+    """The seed of a matrix's draws: of its name alone, so that they do not depend on order or workers."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _measure_pair(task: Task, pair: RunEnds, origin: OriginMatrix, signs: dict[Location, Tensor | None]) -> Part:
