@@ -246,6 +246,7 @@ def _spectral(
     for big_k in (16, 4):
         similarity = min(1.0, run.lock + (1 - run.lock) * progress)
         add("subspace_similarity", similarity, big_k / n, default=big_k == 16, k=big_k)
+        add("increment_similarity", run.lock * wobble, big_k / n, default=big_k == 16, k=big_k)
     return items
 
 

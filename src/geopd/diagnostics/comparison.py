@@ -126,7 +126,9 @@ class OriginMatrix:
             margin = (
                 0.0 if self.principal_rank == self.p else 2 * self.decomposition.leading_part_error(self.principal_rank)
             )
-            inside, tied, near = (torch.empty(self.stored.shape, dtype=torch.bool) for _ in range(3))
+            inside, tied, near = (
+                torch.empty(self.stored.shape, dtype=torch.bool, device=self.stored.device) for _ in range(3)
+            )
             for rows, block in zip(row_blocks(self.stored.shape), self.reconstruction_blocks(), strict=True):
                 inside[rows], tied[rows] = block > cut, block == cut
                 near[rows] = (block - cut).abs_() <= margin

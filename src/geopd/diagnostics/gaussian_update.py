@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import erfc
 
+from geopd.diagnostics.bf16_grid import on_bf16_grid
 from geopd.diagnostics.comparison import Comparison
 from geopd.spectral import Mask
 
@@ -29,7 +30,6 @@ _STEPS = np.diff(_MAGNITUDES)
 _OUTWARD: Array = np.append(_STEPS, _STEPS[-1])
 _INWARD: Array = np.append(_STEPS[0], _STEPS)
 _VISIBLE_STEP = 2.0**-8  # smallest relative step of bf16: below it eta decides nothing in the bf16 view
-_WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,12 @@ def _regime(comparison: Comparison, view: str) -> str | None:
         if comparison.parameters.eta >= _VISIBLE_STEP:
             return None
         return "on-grid" if comparison.origin.on_grid else "off-grid"
-    # a side stored in 16 bits moves in steps that eta is comparable to
-    wide = comparison.origin.stored.dtype in _WIDE and comparison.stored.dtype in _WIDE
-    return "native" if wide else None
+    if torch.float16 in (comparison.origin.stored.dtype, comparison.stored.dtype):
+        return None  # its steps are comparable to eta
+    if not on_bf16_grid(comparison.stored):
+        return "native"
+    # bf16 numbers, however stored: they move in bf16's steps
+    return "on-grid" if comparison.origin.on_grid and comparison.parameters.eta < _VISIBLE_STEP else None
 
 
 def visible_probability(index: NDArray[np.int64], s: float, regime: str, eta: float) -> Array:
@@ -114,7 +117,7 @@ def scale_for_energy(comparison: Comparison) -> float | None:
     """Scale s of the Gaussian whose energy, stored as this update was, is ||dW||^2; None below the rounding floor."""
     bins = _bins(comparison, "bf16")
     rms = comparison.update_norm[0] / math.sqrt(comparison.stored.numel())
-    if comparison.stored.dtype != torch.bfloat16:
+    if not on_bf16_grid(comparison.stored):
         return rms
     energy = comparison.update_norm[0] ** 2
     if comparison.origin.on_grid:

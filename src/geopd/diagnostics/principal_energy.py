@@ -60,7 +60,7 @@ def _share(comparison: Comparison, side: str, basis: Float64[Tensor, "d k"]) -> 
     """Share of the update's energy inside the span of an orthonormal basis of one side, streamed."""
     norm = comparison.update_norm[0]  # divided by first, so that the squares of a tiny update do not underflow
     before, after = comparison.origin.stored, comparison.stored
-    inside = torch.zeros(basis.shape[1], comparison.origin.cols, dtype=torch.float64)
+    inside = torch.zeros(basis.shape[1], comparison.origin.cols, dtype=torch.float64, device=after.device)
     energies = []
     for rows in row_blocks(after.shape):
         block = (after[rows].double() - before[rows].double()) / norm

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import torch
+from numpy.linalg import LinAlgError
 from threadpoolctl import threadpool_limits
 
 from geopd.engine.task import Task, failed_parts, perform
@@ -32,7 +33,7 @@ def _perform(task: Task) -> list[Part]:
     with _threads():
         try:
             return perform(task)
-        except (MemoryError, OSError, RuntimeError) as error:  # LinAlgError is a RuntimeError
+        except (MemoryError, OSError, RuntimeError, LinAlgError) as error:  # torch's LinAlgError is a RuntimeError
             # one matrix that cannot be finished must not take the others with it; it is tried again next time
             reason = f"{type(error).__name__}: {error}"
             return failed_parts(task, reason, retry=True)

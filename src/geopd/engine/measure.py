@@ -98,8 +98,11 @@ def measure(
     tasks = plan.tasks(missing, {item: key for item, key in pairs.items() if not _finished(store, key)})
     _announce(console, plan, len(keys) - len(missing))
     _perform(store, tasks, workers, console)
-    stale |= fold(store, plan, before, entries, parts, pairs)
-    store.discard(stale - {key for run in parts.values() for key in run.values()})
+    with store.folding():
+        before = _manifest(out)  # another call may have added its runs meanwhile
+        _check_settings(out, before, plan.options)
+        stale |= fold(store, plan, before, entries, parts, pairs)
+        store.discard(stale - {key for run in parts.values() for key in run.values()})
     failed = _failures(store, plan, parts, pairs)
     return MeasureOutcome(out, len(missing), len(keys) - len(missing), failed)
 

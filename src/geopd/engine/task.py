@@ -230,7 +230,10 @@ def _measure_run(
             comparison.final = UpdateSubspace(final.decomposition, is_this=True)
         closed: list[Null] = []
         for diagnostic in diagnostics:
-            measurements += [row(identity, item) for item in diagnostic.measure(comparison)]
+            found = diagnostic.measure(comparison)
+            measurements += [row(identity, item) for item in found]
+            # a number that broke its own bounds: the command must not end as if all were well
+            failure = failure or next((item.note for item in found if item.status is Status.FAILED), None)
             closed += diagnostic.nulls(comparison)
         drawn = drawn_nulls(comparison, (d.measure for d in diagnostics), task.options.nulls, seed_of(task.weight.name))
         replaced = {(item.metric, item.setting, item.null) for item in drawn}

@@ -17,7 +17,7 @@ from geopd.report.endpoint_figures import (
     sparsity_by_module,
 )
 from geopd.report.map_figures import change_map, sparsity_map
-from geopd.report.path_figures import accuracy, accuracy_against_geometry, similarity, trajectories
+from geopd.report.path_figures import accuracy, accuracy_against_geometry, increments, similarity, trajectories
 from geopd.report.spectrum_figures import spectra
 from geopd.report.style import styled
 from geopd.results import Results, write_atomically
@@ -32,6 +32,7 @@ FIGURES: tuple[Callable[[Subject], Drawing], ...] = (
     principal_energy,
     trajectories,
     similarity,
+    increments,
     accuracy,
     accuracy_against_geometry,
 )

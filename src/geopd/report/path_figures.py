@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from geopd.report.drawing import Drawing, Subject, extremes, left_out, main_benchmark, per_run
-from geopd.report.style import RunStyle, maybe_log, new_figure, null_handle, percent_axis, run_legend
+from geopd.report.style import NULL_LINES, RunStyle, maybe_log, new_figure, null_handle, percent_axis, run_legend
 from geopd.results.metrics import format_value, metric_of
 from geopd.results.summary import aggregate, aggregate_nulls, complete, rows_of
-
-_DOTTED = (0, (1, 1.5))
 
 
 def trajectories(subject: Subject) -> Drawing:
@@ -23,8 +21,8 @@ def trajectories(subject: Subject) -> Drawing:
     name, title = "trajectories", "The update as training goes on"
     reading = (
         "The update since the origin, averaged over the matrices that have a value at every checkpoint. A low flat "
-        "stable rank means few directions carry the update; a smaller Hill index means a heavier head. Dotted: the "
-        "matched null, where there is one."
+        "stable rank means few directions carry the update; a smaller Hill index means a heavier head. Dotted: a "
+        "Gaussian update of the same size; dashed: bf16 rounding alone, where the stored weights carry it."
     )
     wanted = ("stable_rank", "stable_rank_denoised", "update_norm", "hill_tail")
     rows = _numbered(rows_of(subject.results, *wanted, every_step=True))
@@ -38,7 +36,7 @@ def trajectories(subject: Subject) -> Drawing:
     clock = _Clock(means)
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
         mine = means.filter(pl.col("metric") == metric)
-        found = nulls.filter((pl.col("metric") == metric) & (pl.col("null") == "gaussian"))
+        found = nulls.filter((pl.col("metric") == metric) & pl.col("null").is_in(list(NULL_LINES)))
         drawn |= _draw_paths(axes, subject, clock, mine, found)
         about = metric_of(metric)
         axes.set_title(about.label)
@@ -81,10 +79,10 @@ def _draw_paths(axes: Axes, subject: Subject, clock: _Clock, means: pl.DataFrame
         path = means.filter(pl.col("run") == style.run).sort("step")
         look: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "marker": style.marker}
         axes.plot(clock.times(style.run, path["step"]), path["value"], **look)
-        null = nulls.filter(pl.col("run") == style.run).sort("step")
-        if not null.is_empty():
+        for (kind,), null in nulls.filter(pl.col("run") == style.run).sort("step").group_by("null"):
             times = clock.times(style.run, null["step"])
-            axes.plot(times, null["null_mean"], color=style.colour, linestyle=_DOTTED, linewidth=1.2)
+            line = NULL_LINES[str(kind)]
+            axes.plot(times, null["null_mean"], color=style.colour, linestyle=line, linewidth=1.2)
     return set(nulls["null"])
 
 
@@ -105,36 +103,54 @@ def _path_facts(means: pl.DataFrame, metrics: list[str]) -> str:
 
 def similarity(subject: Subject) -> Drawing:
     """Counterpart of Figure 5: how much of the final update subspace is already there, for each K."""
-    name, title = "similarity", "How early the final subspace is reached"
     reading = (
         "Overlap of the update's top-K right singular subspace with the one at the run's last checkpoint; every "
-        "run ends at 1 by definition. High from the start means an early lock. Dotted: the floor K/n of an update "
-        "with no preferred direction."
+        "run ends at 1 by definition. A walk of the same steps in ever new directions (dashes and dots) rises "
+        "too: only what lies above it is a lock. Dotted: the floor K/n of an update with no preferred direction."
     )
-    rows = _numbered(rows_of(subject.results, "subspace_similarity", every_step=True, view="native"))
+    title = "How early the final subspace is reached"
+    return _similarities(
+        subject, "similarity", title, reading, "subspace_similarity", "similarity to the final subspace"
+    )
+
+
+def increments(subject: Subject) -> Drawing:
+    """Whether successive stretches of training move in one channel, for each K."""
+    reading = (
+        "Overlap of the top-K right singular subspaces of what two successive stretches between checkpoints added. "
+        "Unlike the similarity of cumulative updates, a walk in ever new directions stays at the floor K/n (dotted)."
+    )
+    title = "Whether successive steps share a channel"
+    return _similarities(subject, "increments", title, reading, "increment_similarity", "similarity of increments")
+
+
+def _similarities(subject: Subject, name: str, title: str, reading: str, metric: str, label: str) -> Drawing:
+    rows = _numbered(rows_of(subject.results, metric, every_step=True, view="native"))
     k = pl.col("setting").str.extract(r"(?:^|;)k=(\d+)").cast(pl.Int64).alias("k")
-    rows = rows.with_columns(k)
+    # undefined at the first checkpoint for increments: what no matrix has is no checkpoint of the path
+    has_any = pl.col("value").is_not_null().any().over("run", "step", "setting")
+    rows = rows.with_columns(k).filter(has_any)
     means = aggregate(complete(rows), ["k"]).filter(pl.col("value").is_not_null())
     sizes = [size for size in sorted(set(means["k"])) if _runs_with_path(means.filter(pl.col("k") == size))]
     if not sizes:
-        return Drawing(name, title, reading, missing="a path needs a run with at least two numbered checkpoints")
-    null_rows = rows_of(subject.results, "subspace_similarity", every_step=True, table="nulls", view="native")
-    nulls = aggregate_nulls(complete(rows), null_rows, ["k"])
+        return Drawing(name, title, reading, missing="a path needs a run with enough numbered checkpoints")
+    null_rows = rows_of(subject.results, metric, every_step=True, table="nulls", view="native")
+    nulls = aggregate_nulls(complete(rows), null_rows, ["k"]).filter(pl.col("null").is_in(list(NULL_LINES)))
     figure = new_figure(max(3.6 * len(sizes), 5), 3.6)
     drawn: set[str] = set()
     clock = _Clock(means)
     clock.relative = True
     for axes, size in zip(np.atleast_1d(figure.subplots(1, len(sizes), sharey=True)), sizes, strict=True):
-        here = nulls.filter((pl.col("k") == size) & (pl.col("null") == "gaussian"))
+        here = nulls.filter(pl.col("k") == size)
         drawn |= _draw_paths(axes, subject, clock, means.filter(pl.col("k") == size), here)
         axes.set_title(f"K = {size}")
         axes.set_ylim(0, 1.05)
         clock.label(axes)
-    figure.axes[0].set_ylabel("similarity to the final subspace")
+    figure.axes[0].set_ylabel(label)
     run_legend(figure, subject.present(means), [null_handle(n, line=True) for n in sorted(drawn)])
     first = means.filter(pl.col("k") == sizes[-1]).sort("step").group_by("run", maintain_order=True).first()
     firsts = {run: value for run, value in first.select("run", "value").iter_rows() if run in _runs_with_path(means)}
-    shows = f"At the first checkpoint, K = {sizes[-1]}: {extremes('subspace_similarity', firsts)}." + left_out(rows)
+    shows = f"At the first checkpoint that has it, K = {sizes[-1]}: {extremes(metric, firsts)}." + left_out(rows)
     return Drawing(name, title, reading, shows, figure)
 
 

@@ -19,12 +19,22 @@ from geopd.results import PARADIGMS, Results
 
 COLOURS = {"sft": "#D55E00", "opd": "#0072B2", "rlvr": "#009E73", "mix": "#CC79A7", "other": "#595959"}
 INK, MUTED, RULE = "#222222", "#6b6b6b", "#d9d9d9"
-NULL_MARKERS = {"gaussian": "D", "permuted": "s", "random_mask": "|", "random_walk": "^"}
+NULL_MARKERS = {
+    "gaussian": "D",
+    "permuted": "s",
+    "random_mask": "|",
+    "random_walk": "^",
+    "rounding": "v",
+    "independent": "o",
+}
+NULL_LINES = {"gaussian": (0, (1, 1.5)), "random_walk": (0, (5, 1.5, 1, 1.5)), "rounding": (0, (5, 2))}
 NULL_LABELS = {
     "gaussian": "Gaussian update of the same size",
     "permuted": "same update, permuted",
     "random_mask": "random mask",
-    "random_walk": "random walk",
+    "random_walk": "random walk of the same steps",
+    "rounding": "bf16 rounding alone",
+    "independent": "independent runs",
 }
 MAX_LEGEND = 12
 """With more runs than this a legend names paradigms instead of runs."""
@@ -147,7 +157,7 @@ def null_handle(null: str, *, line: bool = False) -> Line2D:
     """Legend entry of a null model."""
     label = f"null: {NULL_LABELS.get(null, null.replace('_', ' '))}"
     if line:
-        return Line2D([], [], color=MUTED, linestyle=(0, (1, 1.5)), linewidth=1.2, label=label)
+        return Line2D([], [], color=MUTED, linestyle=NULL_LINES[null], linewidth=1.2, label=label)
     marker = NULL_MARKERS.get(null, "D")
     return Line2D([], [], color=MUTED, linestyle="", marker=marker, markerfacecolor="none", label=label)
 

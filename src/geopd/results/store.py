@@ -7,11 +7,12 @@ is a part that is finished and current: resuming, accumulating runs and repeatin
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,13 @@ class Store:
             self._part(key).unlink(missing_ok=True)
             (self.root / VECTORS / f"{key}.npz").unlink(missing_ok=True)
 
+    @contextmanager
+    def folding(self) -> Iterator[None]:
+        """Hold the folder while its manifest is read and its tables are rewritten; parts may be committed meanwhile."""
+        with (self.root / PARTS / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def fold(self, keys: Iterable[str], tables: Mapping[str, pl.DataFrame], manifest: Mapping[str, Any]) -> None:
         """Write the folder's tables from the named parts; order is a function of content alone."""
         paths = [self._part(key) for key in sorted(keys)]
@@ -119,8 +127,3 @@ class Store:
         for name, frame in {"measurements": measurements, "nulls": nulls, **tables}.items():
             write_atomically(self.root / f"{name}.parquet", frame.write_parquet)
         write_json(self.root / "manifest.json", dict(manifest))
-
-
-def free_bytes(path: Path) -> int:
-    """Free space of the file system that holds ``path``."""
-    return shutil.disk_usage(path).free

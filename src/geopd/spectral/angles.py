@@ -22,8 +22,6 @@ def principal_angles(Q0: Float64[Tensor, "n k"], Q1: Float64[Tensor, "n k"]) -> 
     complement = complement - Q0 @ (Q0.T @ complement)
     triangular = torch.linalg.qr(complement, mode="r").R
     sines = torch.linalg.svdvals(triangular).flip(0).clamp(max=1.0)
-    if sines.numel() < Q1.shape[1]:  # k > n - k: the spaces must share 2k - n directions
-        sines = torch.cat([sines.new_zeros(Q1.shape[1] - sines.numel()), sines])
     cosines = torch.linalg.svdvals(cross).clamp(max=1.0)
     angles = torch.where(sines * sines < 0.5, torch.arcsin(sines), torch.arccos(cosines))
     return torch.rad2deg(angles)
