@@ -238,3 +238,12 @@ def test_float16_weights_are_not_rounded_to_bf16_when_they_are_stored() -> None:
     (null,) = nulls_of_view(comparison, "update_sparsity", "bf16")
     density = 1 - values(comparison, "update_sparsity")["eta=0.001;view=bf16"]
     assert abs(1 - null.mean - density) <= 0.03 * density
+
+
+@pytest.mark.parametrize("size", [1e-5, 5e-5])
+def test_bf16_numbers_stored_wider_have_the_null_of_bf16(size: float) -> None:
+    narrow = drawn("on-grid", size, seed=2)
+    wide = Comparison(OriginMatrix(narrow.origin.stored.float(), PARAMETERS), narrow.stored.float())
+    (expected,) = nulls(narrow, "update_sparsity").values()
+    found = {name: null.mean for (name, _), null in nulls(wide, "update_sparsity").items()}
+    assert found == {f"eta=0.001;view={view}": expected.mean for view in ("bf16", "native")}

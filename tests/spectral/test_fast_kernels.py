@@ -154,3 +154,17 @@ def test_streamed_selection_cuts_where_sorting_does(kind: str, alpha: float, lar
     assert share == pytest.approx(whole.share, abs=1e-12)
     assert torch.equal(score == cut, whole.tied)
     assert torch.equal(score > cut if largest else score < cut, whole.inside)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-5])
+@pytest.mark.parametrize("copies", [17, 24, 40])
+def test_values_repeated_more_often_than_the_block_are_not_missed(
+    copies: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leading_module, "_WHOLE", (0, 64))
+    spectrum = np.concatenate([2.0 + spread * np.arange(copies)[::-1], 0.5 * np.arange(1, 261 - copies) ** -0.5])
+    W = with_spectrum(list(spectrum), 300, 260)
+    found = leading_triples(W, 16)
+    assert found.following(16) == pytest.approx(spectrum[16], rel=1e-6)
+    if spread == 0.0:
+        assert found.leading_sine(16) == 1.0, "sixteen directions of more equal ones are not unique"

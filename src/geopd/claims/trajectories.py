@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from geopd.claims.endpoints import NAMES, Measured, by_seed
-from geopd.claims.roles import Cast
+from geopd.claims.roles import ROLES, Cast
 from geopd.claims.verdicts import Statement, order
 from geopd.results import Results
 from geopd.results.summary import aggregate, aggregate_nulls, complete, rows_of
@@ -104,6 +104,7 @@ def stable_rank_path(results: Results, cast: Cast) -> Measured:
     metric, found, reason = "stable_rank_denoised", paths(results, "stable_rank_denoised"), None
     if set(raw := paths(results, "stable_rank")) - set(found):
         metric, found = "stable_rank", raw
+    if metric == "stable_rank" or _any_unresolved(results, cast, metric):
         reason = "the stable rank without rounding noise is not resolved at every checkpoint"
     null, nulls = null_paths(results, metric, ("gaussian", "permuted"))
     ends, null_ends = _last(found), _last(nulls)
@@ -132,6 +133,12 @@ def stable_rank_path(results: Results, cast: Cast) -> Measured:
     statements = [replace(statement, reason=reason) for statement in statements]
     label = "stable rank without rounding noise" if metric == "stable_rank_denoised" else "stable rank"
     return Measured(f"{label} over training", _describe(found), statements, null, null_ends)
+
+
+def _any_unresolved(results: Results, cast: Cast, metric: str) -> bool:
+    """Whether a value of the cast's runs is left out of its path: what is left may be few and unlike the rest."""
+    rows = rows_of(results, metric, every_step=True).filter(pl.col("status") == "unresolved")
+    return not {run for role in ROLES for run in cast.runs(role)}.isdisjoint(rows["run"])
 
 
 def _last(found: dict[str, Path]) -> dict[str, float]:

@@ -60,10 +60,7 @@ def options_from(
         nulls=nulls,
         **{key: tuple(value) for key, value in given.items() if value},  # type: ignore[arg-type]
     )
-    options = options.with_sweeps() if sweeps else options
-    # an option out of range is refused before anything is read
-    _ = options.parameters, options.selection, options.diagnostics
-    return options
+    return options.with_sweeps() if sweeps else options
 
 
 def paradigms_from(paradigm: list[str] | None) -> dict[str, str]:

@@ -145,6 +145,8 @@ class UpdateSubspace:
     decomposition: Decomposition
     is_this: bool = False
     """Whether it belongs to the very checkpoint it is compared with (the last of its run)."""
+    doubt: str | None = None
+    """Why its subspace is not to be relied on, where rounding makes too much of it."""
 
 
 class Comparison:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from geopd.diagnostics.bf16_grid import on_bf16_grid
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.gaussian_update import scale_for_energy
 from geopd.results import Measurement, Null
@@ -70,7 +71,7 @@ def _gaussian(comparison: Comparison, generator: torch.Generator) -> Float[Tenso
     if s is None:
         return None
     noise = torch.randn(comparison.stored.shape, generator=generator, dtype=torch.float64)
-    return (noise.mul_(s) + comparison.origin.stored.double().cpu()).to(comparison.stored)
+    return _as_stored(comparison, noise.mul_(s) + comparison.origin.stored.double().cpu())
 
 
 def _permuted(comparison: Comparison, generator: torch.Generator) -> Float[Tensor, "m n"]:
@@ -83,4 +84,9 @@ def _permuted(comparison: Comparison, generator: torch.Generator) -> Float[Tenso
     source = shuffled[torch.sort(bins[shuffled], stable=True).indices]
     moved = torch.empty_like(outward)
     moved[order] = outward[source]
-    return (W0.double().cpu() + (moved * sign).reshape(W0.shape)).to(comparison.stored)
+    return _as_stored(comparison, W0.double().cpu() + (moved * sign).reshape(W0.shape))
+
+
+def _as_stored(comparison: Comparison, W: Float64[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    # bf16 numbers in a wider file were rounded too, so a draw is
+    return (W.bfloat16() if on_bf16_grid(comparison.stored) else W).to(comparison.stored)

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from geopd.diagnostics.comparison import Comparison
-from geopd.diagnostics.values import ok, undefined
+from geopd.diagnostics.values import ok, resolved_within, undefined
 from geopd.results import Measurement, setting
 from geopd.spectral import singular_values
 
@@ -40,7 +40,7 @@ def spectra(comparison: Comparison) -> Spectra:
     unit = float(before.sigma[0])
     shift = float(torch.linalg.vector_norm((after.sigma - before.sigma) / unit))
     error = float(torch.linalg.vector_norm((before.sigma_error + after.sigma_error) / unit))
-    if error <= REFINE * shift or not before.squared:
+    if error <= REFINE * shift or not (before.squared or after.squared):
         return Spectra(before.sigma / unit, after.sigma / unit, error, after.method)
     (old, old_error), (new, new_error) = comparison.origin.exact_sigma, singular_values(comparison.stored)
     error = math.sqrt(old.numel()) * (old_error + new_error) / unit
@@ -58,4 +58,4 @@ def measure(comparison: Comparison) -> list[Measurement]:
     found = spectra(comparison)
     size = float(torch.linalg.vector_norm(found.before))
     shift = float(torch.linalg.vector_norm(found.after - found.before))
-    return [ok(METRICS[0], name, shift / size, found.error / size, found.method)]
+    return [resolved_within(METRICS[0], name, shift / size, found.error / size, REFINE * shift / size, found.method)]

@@ -12,7 +12,7 @@ import torch
 
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.parameters import Parameters
-from geopd.diagnostics.values import resolved_within, undefined
+from geopd.diagnostics.values import ok, resolved_within, undefined, unresolved
 from geopd.results import Measurement, Null, setting
 
 METRICS = ("subspace_similarity",)
@@ -40,6 +40,9 @@ def _measure(comparison: Comparison, k: int, default: bool) -> Measurement:
     value = float(torch.linalg.matrix_norm(now.right[:, :k].T @ end.right[:, :k]) ** 2) / k
     # tr(P Q) / K moves by at most ||P - P'|| + ||Q - Q'||, and ||P - P'|| is the sine of the largest angle
     error = now.leading_sine(k) + end.leading_sine(k)
+    if comparison.final.doubt and not comparison.final.is_this:
+        error_free = ok("subspace_similarity", name, value, error, now.method, default=default)
+        return unresolved(error_free, f"at the last checkpoint {comparison.final.doubt}")
     note = "the last checkpoint against itself" if comparison.final.is_this else None
     return resolved_within("subspace_similarity", name, value, error, LIMIT, now.method, default=default, note=note)
 

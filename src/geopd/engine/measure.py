@@ -31,7 +31,7 @@ from geopd.engine.plan import ORIGIN, Plan, RunPlan, make_plan
 from geopd.engine.task import Task
 from geopd.results import Store, digest_of
 
-NUMERICS = 2  # part of every part's name: raise it when the same inputs should give other numbers
+NUMERICS = 3  # part of every part's name: raise it when the same inputs should give other numbers
 Digests = dict[tuple[Path, str], str | None]
 
 
@@ -79,7 +79,10 @@ def measure(
         RuntimeError: if a worker process died; what had finished is kept.
     """
     console = Console(stderr=True, quiet=quiet)
-    plan = make_plan(base, runs, options or MeasureOptions(), paradigms)
+    options = options or MeasureOptions()
+    # an option out of range is refused before anything is read
+    _ = options.parameters, options.selection, options.diagnostics
+    plan = make_plan(base, runs, options, paradigms)
     out = Path(out)
     before = _manifest(out)
     _check_settings(out, before, plan.options)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from geopd.diagnostics import (
 )
 from geopd.diagnostics.coordinates import visible_signs
 from geopd.diagnostics.rotation import SIDES, angles
+from geopd.diagnostics.rounding import noise_verdict
 from geopd.diagnostics.trajectory import Increment, increment_of
 from geopd.engine.inputs import opened
 from geopd.engine.options import MeasureOptions
@@ -226,8 +227,8 @@ def _measure_run(
             measurements += [row(identity, item) for item in _failures(task, diagnostics, failure)]
             continue
         if last and many and "subspace_similarity" in asked:
-            final = UpdateSubspace(comparison.update_decomposition)
-            comparison.final = UpdateSubspace(final.decomposition, is_this=True)
+            final = UpdateSubspace(comparison.update_decomposition, doubt=noise_verdict(comparison))
+            comparison.final = replace(final, is_this=True)
         closed: list[Null] = []
         for diagnostic in diagnostics:
             found = diagnostic.measure(comparison)

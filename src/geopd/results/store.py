@@ -113,9 +113,12 @@ class Store:
     @contextmanager
     def folding(self) -> Iterator[None]:
         """Hold the folder while its manifest is read and its tables are rewritten; parts may be committed meanwhile."""
-        with (self.root / PARTS / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(self.root / PARTS, os.O_RDONLY)  # the folder itself is locked, so that no file is left
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
 
     def fold(self, keys: Iterable[str], tables: Mapping[str, pl.DataFrame], manifest: Mapping[str, Any]) -> None:
         """Write the folder's tables from the named parts; order is a function of content alone."""

@@ -17,10 +17,10 @@ from geopd.results.metrics import METRICS
 from geopd.results.reading import Results
 from geopd.results.schema import KEY, PARADIGMS
 
-NOT_HEADLINE = ("embedding", "head", "norm", "bias")
+NOT_HEADLINE = ("embedding", "head", "norm", "bias", "vector")
 WEIGHTED = ("update_sparsity",)
 """Metrics averaged with the parameter count as weight."""
-NULL_ORDER = ("gaussian", "permuted", "random_mask")
+NULL_ORDER = ("random_walk", "gaussian", "permuted", "random_mask")
 """Where a metric has several nulls, the one shown first."""
 _QUANTILES = {"p05": 0.05, "p25": 0.25, "p75": 0.75, "p95": 0.95}
 _GROUP = ("run", "step")

@@ -25,10 +25,11 @@ def leading_triples(
     Block Krylov: an orthonormal basis Q of span{X, W^T W X, ...} with full reorthogonalisation, Rayleigh-Ritz on W Q,
     until ||W^T u - sigma v|| <= tolerance sigma_1 for all k; a value is then right to about the tolerance's square over
     the gap. The residuals bound the singular values (Weyl) and, with the gap, the subspaces. Worked in float64, or in
-    float32 where W is (results are float64 either way). The start is random from a fixed seed, so it misses no
-    direction but by chance of measure zero; ``near``, the decomposition of a matrix close to W, lends it its vectors to
-    start from instead. A spectrum too flat to converge in a basis of 0.4 min(m, n)
-    columns is decomposed whole (``decompose``).
+    float32 where W is (results are float64 either way). The start is random from a fixed seed;
+    ``near``, the decomposition of a matrix close to W, lends it its vectors to start from. Of a singular value repeated
+    more often than the block is wide the space sees no further copies, so random rows outside it are tried at the end.
+    Where they find a larger value, or the spectrum is too flat to converge in a basis of 0.4 min(m, n) columns, W is
+    decomposed whole (``decompose``).
 
     Raises:
         ValueError: if W is not finite or not 2-D.
@@ -77,7 +78,7 @@ def _krylov(A: Tensor, k: int, tolerance: float, start: Tensor | None) -> tuple[
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(_BLOCK, n, dtype=A.dtype, generator=generator).to(A.device)
     if start is not None:
-        given = start.T[:_BLOCK].to(A)
+        given = start.T[: _BLOCK - 1].to(A)  # one random row stays: a start without a direction never finds it
         X[: given.shape[0]] = given
     X = _orthonormal_rows(X)
     check, d = 2 * k + (4 if start is None else 1) * _BLOCK, 0
@@ -89,11 +90,28 @@ def _krylov(A: Tensor, k: int, tolerance: float, start: Tensor | None) -> tuple[
             check = int(1.2 * d)
             *found, residual = _ritz(A, Q[:d], images[:d], k)
             if residual <= tolerance:
-                return found[0], found[1], found[2], found[3]
+                highest = float(found[0][-1] + tolerance * found[0][0])
+                return None if _missed(A, Q[:d], highest) else (found[0], found[1], found[2], found[3])
         X = images[d - _BLOCK : d] @ A
         for _ in range(2):  # twice is enough to be orthogonal to rounding
             X = _orthonormal_rows(X - (X @ Q[:d].T) @ Q[:d])
     return None
+
+
+def _missed(A: Tensor, Q: Tensor, highest: float) -> bool:
+    """Whether a direction outside the basis has a larger singular value than it can: a value repeated more often than the block.
+
+    Krylov spaces see one direction of a repeated value for every row of the block. Random rows outside the basis, after
+    two power steps, lie mostly along what was missed.
+    """
+    generator = torch.Generator().manual_seed(1)
+    Z = torch.randn(_BLOCK, A.shape[1], dtype=A.dtype, generator=generator).to(A)
+    for _ in range(3):
+        for _ in range(2):
+            Z = _orthonormal_rows(Z - (Z @ Q.T) @ Q)
+        image = Z @ A.T
+        Z = image @ A
+    return float(torch.linalg.matrix_norm(image, ord=2)) > highest
 
 
 def _orthonormal_rows(X: Tensor) -> Tensor:

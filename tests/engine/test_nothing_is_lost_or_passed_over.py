@@ -1,0 +1,56 @@
+"""Calls side by side keep each other's runs, and what goes wrong with one matrix is told and stops no other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.linalg import LinAlgError
+
+from checkpoints_on_disk import save_run, save_tensors, small_weights
+from geopd.diagnostics import perturbation
+from geopd.engine import MeasureOptions, executor, measure
+from geopd.results import read_results
+
+OPTIONS = MeasureOptions(rotation_k="p/4", principal_rank="p/4", similarity_k=(2,), hill_k=(4,))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    save_tensors(tmp_path / "base", small_weights())
+    save_run(tmp_path / "one", small_weights(), [1])
+    save_run(tmp_path / "other", small_weights(), [1], seed=9)
+    return tmp_path
+
+
+def test_a_run_that_another_call_adds_meanwhile_is_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = sys.modules["geopd.engine.measure"]
+    perform = module._perform
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.setattr(module, "_perform", perform)
+        measure(world / "base", [world / "other"], world / "out", options=OPTIONS)
+        perform(*args)
+
+    monkeypatch.setattr(module, "_perform", interrupted)
+    measure(world / "base", [world / "one"], world / "out", options=OPTIONS)
+    assert set(read_results(world / "out").measurements["run"]) == {"one", "other"}
+
+
+def test_a_number_that_breaks_its_bound_fails_the_call(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perturbation, "violation", lambda _: "Weyl: broken on purpose")
+    outcome = measure(world / "base", [world / "one"], world / "out", options=OPTIONS)
+    assert outcome.exit_code == 1
+    assert set(outcome.failed["one"].values()) == {"Weyl: broken on purpose"}
+
+
+def test_lapack_giving_up_on_a_matrix_is_told_and_tried_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gives_up(_: object) -> None:
+        raise LinAlgError("dsterf returned 1")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor, "perform", gives_up)
+        assert measure(world / "base", [world / "one"], world / "out", options=OPTIONS).exit_code == 1
+    assert measure(world / "base", [world / "one"], world / "out", options=OPTIONS).exit_code == 0
