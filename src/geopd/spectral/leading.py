@@ -99,10 +99,10 @@ def _krylov(A: Tensor, k: int, tolerance: float, start: Tensor | None) -> tuple[
 
 
 def _missed(A: Tensor, Q: Tensor, highest: float) -> bool:
-    """Whether a direction outside the basis has a larger singular value than it can: a value repeated more often than the block.
+    """Whether a direction outside the basis has a larger singular value than any left there may have.
 
-    Krylov spaces see one direction of a repeated value for every row of the block. Random rows outside the basis, after
-    two power steps, lie mostly along what was missed.
+    That is a value repeated more often than the block is wide: Krylov spaces see one direction of it for every row of
+    the block. Random rows outside the basis, after two power steps, lie mostly along what was missed.
     """
     generator = torch.Generator().manual_seed(1)
     Z = torch.randn(_BLOCK, A.shape[1], dtype=A.dtype, generator=generator).to(A)
