@@ -121,7 +121,7 @@ def test_a_verdict_in_words_says_whether_it_goes_beyond_the_null(tmp_path: Path)
     assert entries["sparsity_order"]["sentence"].startswith("Shows here, and a Gaussian update of the same size shows")
     assert "Over seeds: held" in entries["sparsity_order"]["sentence"]
     assert "beyond its null" in entries["sparsity_order"]["sentence"]
-    assert entries["norm_order"]["sentence"].endswith("no null to compare with. Over seeds: held.")
+    assert entries["norm_order"]["sentence"].endswith("has no closed form here. Over seeds: held.")
 
 
 def test_a_hill_slope_whose_sign_depends_on_k_is_unresolved(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_an_index_that_names_what_is_absent(which: str, base: Path, tmp_path: Pa
     path = sharded(tmp_path / "tuned")
     if which == "shard":
         shard(path, 2).unlink()
-        message = "No such file or directory"
+        message = "names it and it is absent"
     else:
         rewrite_index(path, lambda names: names.update({q_name(1): shard(path, 1).name}))
         message = "the index says it is here and it is not"

@@ -118,6 +118,9 @@ def open_sharded(index: Path, config: dict[str, Any]) -> Checkpoint:
     for shard in sorted({str(name) for name in weight_map.values()}):
         if Path(shard).name != shard:
             raise CheckpointError(f"{index}: names {shard!r}, which is not a file of its own folder; refused")
+        if not (folder / shard).exists():
+            broken[shard] = f"{folder / shard}: {INDEX} names it and it is absent; download or write it again"
+            continue
         try:
             headers[shard] = read_header(folder / shard)
         except CheckpointError as error:

@@ -79,14 +79,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "rotation_order",
         "rotation of a representative layer",
-        "SFT turns the leading singular subspaces most, then OPD, then RLVR.",
+        "SFT turns the middle layer's leading singular subspaces most, then OPD, then RLVR (mean over it).",
         "rotation",
         ordering(middle_layer_rotation, "rlvr", "opd", "sft"),
     ),
     Claim(
         "spectral_shift_order",
         "normalised spectral shift",
-        "SFT moves the singular values most, then OPD, then RLVR, by a factor of ten each.",
+        "SFT moves the singular values most, then OPD, then RLVR (only the order is looked at).",
         "spectral_shift",
         ordering(mean_of("spectral_shift"), "rlvr", "opd", "sft"),
     ),
@@ -229,7 +229,7 @@ def _sentence(entry: dict[str, Any]) -> str:
         YES: f"{', and' if shown else ', though'} {null} shows {'it too' if shown else 'it'}",
         PARTLY: f"; {null} shows part of it{' too' if shown else ''}",
         NO: f"; {null} does not show it" if shown else f", and neither does it with {null}",
-        NO_NULL: "; there is no null to compare with",
+        NO_NULL: "; no null shows or denies it: what chance does to this comparison has no closed form here",
     }[entry["null_shows"]]
     return f"{opening}{matched}.{_over_seeds(entry)}"
 

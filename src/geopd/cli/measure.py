@@ -140,7 +140,8 @@ def measure(
 
 
 def _conclude(out: Path, measured: int, resumed: int, failed: dict[str, dict[str, str]]) -> None:
-    typer.echo(f"{measured} measured, {resumed} kept from before -> {out}")
+    lost = sum(map(len, failed.values()))
+    typer.echo(f"{measured} measured, {resumed} kept from before{f', {lost} of them failed' if lost else ''} -> {out}")
     for label, reasons in failed.items():
         for matrix, reason in list(reasons.items())[:10]:
             typer.echo(f"failed: {label}: {matrix}: {reason}", err=True)

@@ -52,7 +52,7 @@ def _print(summary: dict[str, object]) -> None:
     for label, run in runs.items():
         console.print(
             f"[bold]{escape(label)}[/]: "
-            + escape(f"{run['matched']} tensors matched with {run['origin']}, steps {run['steps']}")
+            + escape(f"{run['matched']} tensors matched with {run['origin']}, {_steps(run['steps'])}")
         )
         for warning in run["warnings"]:
             console.print(escape(f"  note: {warning}"))
@@ -61,6 +61,17 @@ def _print(summary: dict[str, object]) -> None:
         for item in run["failed"]:
             console.print(escape(f"  damaged: {item['matrix']}: {item['reason']}"))
     console.print(
-        f"{summary['matrices']} tensors to measure, {summary['bytes']:,} bytes to read, about "
-        f"{summary['seconds_one_worker']:.0f} s on one worker, {summary['bytes_per_worker']:,} bytes of memory a worker"
+        f"{summary['matrices']} tensors to measure, {_gigabytes(summary['bytes'])} to read, about "
+        f"{summary['seconds_one_worker']:.0f} s on one worker once started, {_gigabytes(summary['bytes_per_worker'])} "
+        "of memory a worker"
     )
+
+
+def _gigabytes(count: object) -> str:
+    assert isinstance(count, int)
+    return f"{count / 2**30:.2f} GB"
+
+
+def _steps(steps: list[int | None]) -> str:
+    numbered = [str(step) for step in steps if step is not None]
+    return f"at step(s) {', '.join(numbered)}" if numbered else "one checkpoint"

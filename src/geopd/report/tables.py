@@ -42,7 +42,7 @@ def headline(subject: Subject) -> dict[str, Any]:
                 "run": run,
                 "paradigm": style.paradigm,
                 "colour": style.colour,
-                "origin": Path(line["origin"] or "–").name,
+                "origin": _origin(line["origin"]),
                 "step": "–" if line["step"] is None else str(line["step"]),
                 "matrices": line["matrices"],
                 "cells": cells,
@@ -62,6 +62,19 @@ def headline(subject: Subject) -> dict[str, Any]:
         "score_label": score_label,
         "origins": len(origins),
     }
+
+
+def _origin(path: str | None) -> str:
+    """A checkpoint's folder, with its run's where it is only a step."""
+    parts = Path(path or "–").parts
+    return "/".join(parts[-2:] if parts[-1][-1].isdigit() else parts[-1:])
+
+
+def _share(explained: float | None) -> str:
+    """A share of the contrast; outside 0 to 1 digits say nothing: the null has more than all of it, or the opposite."""
+    if explained is None:
+        return "–"
+    return "over 100%" if explained > 1 else "none" if explained < 0 else f"{100 * explained:.0f}%"
 
 
 def _left_out(results: Results, line: dict[str, Any]) -> str:
@@ -147,7 +160,7 @@ def _parts(comparison: dict[str, Any]) -> list[dict[str, str]]:
             "estimate": number(s["estimate"]),
             "interval": "–" if s["interval"] is None else " to ".join(map(number, s["interval"])),
             "null": number(s["null_estimate"]),
-            "share": "–" if s["explained_share"] is None else f"{100 * s['explained_share']:.0f}%",
+            "share": _share(s["explained_share"]),
         }
         for s in comparison["statements"]
     ]

@@ -94,11 +94,11 @@ def write_notes(results: Path, notes: list[dict[str, str]]) -> Path:
 
 def _stage_table(scale: Scale, stages: Path) -> str:
     """A Markdown table: what each stage did, and the held-out accuracy of its last checkpoint."""
-    lines = ["| stage | from | training | held-out accuracy |", "|---|---|---|---|"]
+    lines = ["| stage | from | training | held-out accuracy (95% interval) |", "|---|---|---|---|"]
     for stage in scale.stages:
         marker = read_marker(stages, stage.name)
         rows = [row for row in (marker["accuracy"] if marker else []) if row["benchmark"] == "held_out"]
-        accuracy = ", ".join(f"{row['decoding']} {row['value']:.3f} ± {row['se']:.3f}" for row in rows)
+        accuracy = ", ".join(f"{row['decoding']} {row['value']:.3f} ± {1.96 * row['se']:.3f}" for row in rows)
         problems = f" ({rows[0]['n']} problems)" if rows else "not evaluated"
         lines.append(f"| {stage.name} | {_origin(stage)} | {_training(stage)} | {accuracy}{problems} |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ MEASURED = ("sft", "opd", "rlvr", "sft_continued")
 
 CORE = Scale(
     name="core",
-    about="One seed of the whole pipeline on a laptop's CPU, in about a quarter of an hour.",
+    about="One seed of the whole pipeline on a laptop's CPU, in about ten minutes.",
     stages=(
         Stage(
             name="base",

@@ -76,7 +76,9 @@ def train_stages(scale: Scale, out: Path, seed: int, *, quiet: bool = False, wor
             schedule.run()
         except KeyboardInterrupt:
             if not quiet:
-                console.print("Interrupted; finished stages are kept. Run the same command to go on from there.")
+                console.print(
+                    "Interrupted; finished stages are kept, stages under way start over. Run the same command to go on."
+                )
             raise
     return schedule
 
