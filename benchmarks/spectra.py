@@ -132,8 +132,7 @@ def bench(rows: int, cols: int, update: str) -> dict[str, Any]:
     ours = float(torch.linalg.vector_norm(sigma1 - sigma0) / torch.linalg.vector_norm(sigma0))
     sides = ("left", "right") if rows >= cols else ("right", "left")
     off = max(
-        float(np.abs(comparison.angles(side) - theta.numpy()).max())
-        for side, theta in zip(sides, angles, strict=True)
+        float(np.abs(comparison.angles(side) - theta.numpy()).max()) for side, theta in zip(sides, angles, strict=True)
     )
     return {
         "protocol": base,
