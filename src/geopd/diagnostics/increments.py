@@ -18,13 +18,12 @@ Source: geopd; subspaces as in arXiv 2606.07082, section 4.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.rounding import TOO_NOISY
+from geopd.diagnostics.subspace_similarity import isotropic_nulls
 from geopd.diagnostics.trajectory import Increment
 from geopd.diagnostics.update_size import ZERO
 from geopd.diagnostics.values import ok, resolved_within, undefined
@@ -77,21 +76,8 @@ def _similarity(comparison: Comparison, k: int, default: bool) -> Measurement:
 
 def nulls_similarity(comparison: Comparison) -> list[Null]:
     """K / n and its exact-order sd, as for the similarity of cumulative updates."""
-    n, ks = comparison.origin.cols, comparison.parameters.similarity_k
-    return [
-        Null(
-            SIMILARITY,
-            setting(k=k, view="native"),
-            "gaussian",
-            k / n,
-            (1 - k / n) * math.sqrt(2 / ((n - 1) * (n + 2))),
-            0,
-            "K/n",
-            k == ks[0],
-        )
-        for k in ks
-        if n > 1 and not isinstance(_pair(comparison, k), str)
-    ]
+    ks = comparison.parameters.similarity_k
+    return isotropic_nulls(SIMILARITY, comparison, [k for k in ks if not isinstance(_pair(comparison, k), str)])
 
 
 def measure_gap(comparison: Comparison) -> list[Measurement]:

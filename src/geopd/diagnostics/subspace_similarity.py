@@ -58,19 +58,24 @@ def _undefined(comparison: Comparison, k: int) -> str | None:
 
 def nulls(comparison: Comparison) -> list[Null]:
     """K / n, the expectation for two independent isotropic K-dimensional subspaces, with its exact-order sd."""
-    n = comparison.origin.cols
     ks = comparison.parameters.similarity_k
+    return isotropic_nulls(METRICS[0], comparison, [k for k in ks if _undefined(comparison, k) is None])
+
+
+def isotropic_nulls(metric: str, comparison: Comparison, ks: list[int]) -> list[Null]:
+    """K / n with sd (1 - K/n) sqrt(2 / ((n-1)(n+2))) for each K; none where n = 1 leaves only one direction."""
+    n, first = comparison.origin.cols, comparison.parameters.similarity_k[0]
     return [
         Null(
-            "subspace_similarity",
+            metric,
             setting(k=k, view="native"),
             "gaussian",
             k / n,
             (1 - k / n) * math.sqrt(2 / ((n - 1) * (n + 2))),
             0,
             "K/n",
-            k == ks[0],
+            k == first,
         )
         for k in ks
-        if n > 1 and _undefined(comparison, k) is None
+        if n > 1
     ]
