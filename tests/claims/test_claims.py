@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from geopd.claims import CLAIMS, decide, decide_claims
+from geopd.claims.endpoints import Numbers
 from geopd.claims.verdicts import Statement, combine, combine_verdicts, judge, order
 from geopd.results import read_results
 from synthetic_results import STUDY, Folder, Run
@@ -163,6 +164,13 @@ def test_overlaps_are_read_at_the_alpha_of_the_papers_figure(tmp_path: Path) -> 
     assert "alpha=0.3;" in comparison(entries["low_magnitude_order"], "paper")["quantity"]
     texts = [s["text"] for s in comparison(entries["principal_order"], "paper")["statements"]]
     assert texts[-1] == "OPD < 0.3, the overlap of a random mask"
+
+
+def test_a_parameter_is_read_only_where_all_settings_agree_on_it() -> None:
+    settings = ("alpha=0.3;rank=64;view=bf16", "alpha=0.3;rank=32;view=bf16")
+    numbers = Numbers("principal overlap", settings=settings)
+    assert (numbers.parameter("alpha"), numbers.parameter("rank"), numbers.parameter("eta")) == (0.3, None, None)
+    assert Numbers("nothing measured").parameter("alpha") is None
 
 
 def test_the_lock_is_compared_where_both_runs_have_started(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_gaussian_sparsity(regime: str, size: float) -> None:
     # on the grid s is solved from the stored energy, whose formula is good to 3%, and density moves with s
     model = {"on-grid": 0.03 * density, "on-grid, wide": 2e-4, "off-grid": 0.013 * density}[regime]
     assert abs((1 - null.mean) - density) <= 4 * null.sd + model
-    assert null.method.startswith("closed form, " + regime.split(",")[0])
+    form = "both ends" if regime == "off-grid" else "on-grid"
+    assert null.method == f"closed form, {form}, energy-matched"
     assert density > 0
 
 

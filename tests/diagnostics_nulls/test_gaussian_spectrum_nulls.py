@@ -11,7 +11,7 @@ from planted_updates import PARAMETERS, compare
 from torch import Tensor
 
 from geopd.diagnostics import Comparison, OriginMatrix, Parameters, Rank, comparison, gaussian_spectrum, rotation
-from geopd.diagnostics.gaussian_spectrum import gaussian_shift, nulls_rotation, nulls_shift, unit_tangents
+from geopd.diagnostics.gaussian_spectrum import Coupling, gaussian_shift, nulls_rotation, nulls_shift
 from geopd.results import Null
 from prescribed import normal, power_law, with_spectrum
 
@@ -42,7 +42,7 @@ def test_shift_of_gaussian_updates_at_every_size() -> None:
                 mean, _, method = gaussian_shift(sigma, max(shape), s)
                 assert mean == pytest.approx(scored, rel=0.10 + 3 / math.sqrt(6 * len(sigma))), (kind, shape, s)
                 forms.add(method)
-    assert forms == {"closed form, first order", "closed form, flow of 16 steps"}
+    assert forms == {"closed form, first order", "closed form, flow of 8 steps"}
 
 
 @pytest.mark.slow
@@ -73,10 +73,10 @@ def test_grouping_the_tail_of_a_long_spectrum_changes_nothing(monkeypatch: pytes
     sizes = (1e-4, 1e-3, 3e-3, 1e-2)  # NSS from .0025 to 3
     grouped = [gaussian_shift(sigma, 1200, s)[0] for s in sizes]
     monkeypatch.setattr(gaussian_spectrum, "_GROUPED", 10_000)
-    assert grouped == pytest.approx([gaussian_shift(sigma, 1200, s)[0] for s in sizes], rel=0.02)
+    assert grouped == pytest.approx([gaussian_shift(sigma, 1200, s)[0] for s in sizes], rel=0.04)
 
 
-def test_one_step_instead_of_sixteen_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step_instead_of_eight_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
     W = origin("power law", 160, 160)
     sigma = torch.linalg.svdvals(W).numpy()
     scored = np.mean([shift(W, W + 1e-3 * normal(seed, 160, 160)) for seed in range(3)])
@@ -134,24 +134,48 @@ def test_rotation_within_the_stated_limits(kind: str, shape: tuple[int, int], k:
             assert item.mean == pytest.approx(scored[metric], rel=0.15 if "mean" in metric else 0.06), (metric, s)
 
 
-def test_columns_beyond_p_may_be_drawn_as_a_triangle() -> None:
-    """Bartlett's factor has the law of the full draw: compared with X drawn whole, l_j = 0 beyond p."""
-    sigma, k, dimension = np.array(power_law(30, 0.5)), 12, 43
-    short = np.mean([unit_tangents(sigma, dimension, k, np.random.default_rng(seed)) for seed in range(300)], axis=0)
-    levels = np.append(sigma, np.zeros(dimension - 30)) ** 2
+def tangents(sigma: np.ndarray, dimension: int, k: int, draws: int) -> np.ndarray:
+    coupling = Coupling.of(sigma, k)
+    assert coupling is not None
+    seeds = (np.random.default_rng(seed) for seed in range(draws))
+    return np.array([coupling.tangents(dimension - len(sigma), draw) for draw in seeds]) / sigma[0]
+
+
+def drawn_whole(sigma: np.ndarray, dimension: int, k: int, draws: int) -> np.ndarray:
+    """Singular values of X drawn entry by entry, l_j = 0 beyond p."""
+    levels = np.append(sigma, np.zeros(dimension - len(sigma))) ** 2
     scale = np.sqrt(levels[:k, None] + levels[k:]) / (levels[:k, None] - levels[k:])
-    whole = [
-        np.linalg.svd(scale * np.random.default_rng(1000 + seed).standard_normal(scale.shape), compute_uv=False)[::-1]
-        for seed in range(300)
-    ]
-    assert short == pytest.approx(np.mean(whole, axis=0), rel=0.05)
+    seeds = (np.random.default_rng(1000 + seed) for seed in range(draws))
+    found = [np.linalg.svd(scale * draw.standard_normal(scale.shape), compute_uv=False)[::-1] for draw in seeds]
+    return np.pad(np.array(found), ((0, 0), (max(0, 2 * k - dimension), 0)))
+
+
+def test_columns_beyond_p_may_be_drawn_as_a_triangle() -> None:
+    """Bartlett's factor has the law of the full draw."""
+    sigma, k, dimension = np.array(power_law(30, 0.5)), 12, 43
+    short = tangents(sigma, dimension, k, 300).mean(axis=0)
+    assert short == pytest.approx(drawn_whole(sigma, dimension, k, 300).mean(axis=0), rel=0.05)
+
+
+@pytest.mark.parametrize(("p", "dimension", "k"), [(600, 600, 260), (600, 900, 300), (300, 700, 300), (700, 700, 400)])
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_directions_taken_together_turn_as_far(p: int, dimension: int, k: int, exponent: float) -> None:
+    """X of half or a third of the rows: mean within 5%, median within 3% of whole draws at any size of the angles."""
+    sigma = np.array(power_law(p, exponent))
+    coupling = Coupling.of(sigma, k)
+    assert coupling is not None
+    assert coupling.width > 1
+    coarse, whole = tangents(sigma, dimension, k, 8), drawn_whole(sigma, dimension, k, 2)
+    for s in (1e-6, 1e-3):
+        ours, theirs = (np.arctan(s * found) for found in (coarse, whole))
+        assert ours.mean() == pytest.approx(theirs.mean(), rel=0.05), s
+        assert np.median(ours) == pytest.approx(np.median(theirs), rel=0.03), s
 
 
 def test_directions_that_two_large_subspaces_must_share_do_not_turn() -> None:
-    tangents = unit_tangents(np.array(power_law(10, 0.5)), 10, 7, np.random.default_rng(0))
-    assert tangents is not None
-    assert (tangents == 0).sum() == 2 * 7 - 10
-    assert tangents.shape == (7,)
+    (found,) = tangents(np.array(power_law(10, 0.5)), 10, 7, 1)
+    assert (found == 0).sum() == 2 * 7 - 10
+    assert found.shape == (7,)
 
 
 def test_nulls_are_the_same_in_any_order_and_differ_between_matrices() -> None:
@@ -170,7 +194,7 @@ def test_one_draw_serves_all_checkpoints_and_no_checkpoint_is_decomposed(monkeyp
     before = OriginMatrix(W, PARAMETERS)
     early, late = (Comparison(before, W + s * normal(5, 60, 50)) for s in (1e-5, 2e-5))
     small = nulls_rotation(early)
-    monkeypatch.setattr(gaussian_spectrum, "unit_tangents", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(Coupling, "tangents", lambda *_: pytest.fail("drawn again"))
     for one, two in zip(small, nulls_rotation(late), strict=True):
         assert two.mean == pytest.approx(2 * one.mean, rel=2e-3)
     fresh = Comparison(before, W + 3e-5 * normal(5, 60, 50))

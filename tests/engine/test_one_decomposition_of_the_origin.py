@@ -34,7 +34,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     def watch(kernel: Callable[[torch.Tensor, int], Decomposition]) -> Callable[[torch.Tensor, int], Decomposition]:
         def watched(W: torch.Tensor, k: int) -> Decomposition:
-            seen.append(W)
+            seen.append(W[:])
             return kernel(W, k)
 
         return watched
@@ -52,6 +52,33 @@ def test_the_origin_is_decomposed_once(world: Path, decomposed: list[torch.Tenso
         assert sum(W.shape == origin.shape and torch.equal(W.double(), origin) for W in decomposed) == 1
     # beside it, each of five checkpoints, their updates and their increments once; each run's first are the same
     assert len(decomposed) == len(origins) * (1 + 5 + 5 + 5 - 2)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "ends"),
+    [
+        (("spectral_shift",), []),
+        (("spectral_shift", "principal_overlap"), ["origin"]),
+        (("rotation_left_mean_deg",), ["origin", "checkpoint"]),
+    ],
+    ids=str,
+)
+def test_vectors_are_computed_only_of_the_ends_that_need_them(
+    world: Path, monkeypatch: pytest.MonkeyPatch, metrics: tuple[str, ...], ends: list[str]
+) -> None:
+    kinds: dict[bool, set[bool]] = {True: set(), False: set()}
+    originals = [w for w in small_weights().values() if w.ndim == 2]
+
+    def watched(W: torch.Tensor, k: int) -> Decomposition:
+        is_origin = any(W.shape == w.shape and torch.equal(W, w.to(W.dtype)) for w in originals)
+        kinds[is_origin].add(k > 0)
+        return decompose(W, k)
+
+    monkeypatch.setattr(comparison, "decompose", watched)
+    options = MeasureOptions(metrics=metrics, rotation_k=4, principal_rank=4)
+    measure(world / "base", [world / "opd"], world / "out", options=options, workers=1)
+    assert kinds[True] == {"origin" in ends}
+    assert kinds[False] == {"checkpoint" in ends}
 
 
 @pytest.mark.parametrize("metrics", [("entrywise",), ("update_sparsity", "low_magnitude_overlap")])

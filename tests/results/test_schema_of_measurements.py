@@ -7,7 +7,19 @@ import math
 import polars as pl
 import pytest
 
-from geopd.results import KEY, MEASUREMENTS, NULLS, RUNS, Identity, Measurement, Null, Status, row, setting
+from geopd.results import (
+    KEY,
+    MEASUREMENTS,
+    NULLS,
+    RUNS,
+    Identity,
+    Measurement,
+    Null,
+    Status,
+    parameters_of,
+    row,
+    setting,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +52,11 @@ def test_a_null_is_finite(mean: float, sd: float | None) -> None:
 def test_settings_are_explicit_and_sorted() -> None:
     assert setting(view="bf16", rank="64", alpha=0.5, eta=1e-3) == "alpha=0.5;eta=0.001;rank=64;view=bf16"
     assert setting(eta=1e-7) == "eta=1e-07"
+
+
+def test_settings_are_read_back() -> None:
+    assert parameters_of(setting(view="bf16", rank="p/8", alpha=0.5)) == {"alpha": "0.5", "rank": "p/8", "view": "bf16"}
+    assert parameters_of("") == {}
 
 
 def test_columns_of_the_contract() -> None:

@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
-from geopd.results.statistics import t_interval, weighted_mean, wilson_interval
+from geopd.results.statistics import explained_share, t_interval
 
 
 def test_t_interval_agrees_with_scipy() -> None:
@@ -44,47 +42,28 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin() -> None:
     assert not t_interval([0.0, 0.4, -0.4], level=0.9).within(0.1)
 
 
-@given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.5, 0.999))
-def test_wilson_stays_a_proportion_and_contains_the_share(n: int, share: float, level: float) -> None:
-    interval = wilson_interval(share, n, level)
-    assert 0 <= interval.low <= share + 1e-12
-    assert share - 1e-12 <= interval.high <= 1
-
-
-def test_wilson_agrees_with_scipy() -> None:
-    theirs = stats.binomtest(37, 120).proportion_ci(method="wilson")
-    ours = wilson_interval(37 / 120, 120)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_level_outside_its_range_is_refused(level: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        t_interval([0.1, 0.2], level)
 
 
 @pytest.mark.parametrize(
-    ("share", "n", "level", "said"),
-    [(1.2, 10, 0.95, "proportion"), (0.5, 0, 0.95, "at least one trial"), (0.5, 10, 1.0, "between 0 and 1")],
-)
-def test_wilson_refuses_what_it_cannot_use(share: float, n: int, level: float, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        wilson_interval(share, n, level)
-
-
-@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(0.01, 1e3)), min_size=1, max_size=20))
-def test_a_weighted_mean_lies_between_its_values(pairs: list[tuple[float, float]]) -> None:
-    values, weights = zip(*pairs, strict=True)
-    mean = weighted_mean(values, weights)
-    slack = 1e-9 * max(1.0, *map(abs, values))
-    assert min(values) - slack <= mean <= max(values) + slack
-    assert mean == pytest.approx(math.fsum(v * w for v, w in pairs) / math.fsum(weights), abs=slack)
-
-
-@pytest.mark.parametrize(
-    ("values", "weights", "said"),
+    ("values", "nulls", "share"),
     [
-        ([1.0], [1.0, 2.0], "1 values but 2 weights"),
-        ([1.0], [0.0], "positive sum"),
-        ([1.0, 2.0], [1.0, -1.0], "weights"),
+        ((0.1, 0.4), (0.2, 0.8), 1.0),
+        ((0.1, 0.4), (0.3, 0.3), 0.0),
+        ((0.1, 0.4), (0.2, 0.4), 0.5),
+        ((0.1, 0.1), (1, 2), None),
     ],
+    ids=["nulls differ as much", "nulls do not differ", "half", "no contrast"],
 )
-def test_a_weighted_mean_refuses_weights_that_mean_nothing(
-    values: list[float], weights: list[float], said: str
+def test_the_explained_share_is_what_effect_sizes_lose_of_the_contrast(
+    values: tuple[float, float], nulls: tuple[float, float], share: float | None
 ) -> None:
-    with pytest.raises(ValueError, match=said):
-        weighted_mean(values, weights)
+    contrast, null_contrast = (math.log(high / low) for low, high in (values, nulls))
+    found = explained_share(contrast, null_contrast)
+    assert found == (None if share is None else pytest.approx(share))
+    if found is not None:
+        effects = [math.log(value / null) for value, null in zip(values, nulls, strict=True)]
+        assert found == pytest.approx(1 - (effects[1] - effects[0]) / contrast)

@@ -12,7 +12,6 @@ from geopd.results import Results, read_results
 from geopd.results.summary import (
     aggregate,
     complete,
-    explained_share,
     matched,
     movers,
     rotation,
@@ -132,14 +131,6 @@ def test_a_run_of_which_nothing_was_measured_still_has_a_line(tmp_path: Path) ->
     lost = replace(STUDY[0], failed=every_matrix(4))
     line = summarise(read_results(Folder(tmp_path / "r", runs=(lost,)).write())).row(0, named=True)
     assert (line["run"], line["matrices"], line["parameters"]) == ("sft", 0, 0)
-
-
-def test_the_explained_share_is_one_when_nulls_differ_as_much_and_zero_when_they_do_not() -> None:
-    assert explained_share((0.1, 0.4), (0.2, 0.8)) == pytest.approx(1)
-    assert explained_share((0.1, 0.4), (0.3, 0.3)) == pytest.approx(0)
-    assert explained_share((0.1, 0.4), (0.2, 0.4)) == pytest.approx(0.5)
-    assert explained_share((0.1, 0.1), (0.2, 0.4)) is None
-    assert explained_share((0.0, 0.1), (0.2, 0.4)) is None
 
 
 def test_rotation_uses_the_side_that_is_defined() -> None:

@@ -10,7 +10,20 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from geopd.spectral import decompose, leading_triples, singular_values, split_at_share, split_blocks
+from geopd.spectral import (
+    Difference,
+    Magnitudes,
+    count_bins,
+    decompose,
+    frobenius,
+    leading_triples,
+    magnitude_bins,
+    principal_angles,
+    singular_values,
+    split_at_share,
+    split_blocks,
+)
+from geopd.spectral import angles as angles_module
 from geopd.spectral import leading as leading_module
 from prescribed import normal, with_spectrum
 
@@ -97,7 +110,7 @@ def test_values_without_squaring_keep_small_ones() -> None:
 @pytest.mark.parametrize("k", [4, 16])
 @pytest.mark.parametrize(
     "update",
-    ["low rank", "low rank and noise", "power law", "rank below k", "noise"],
+    ["low rank", "low rank and noise", "power law", "rank below k", "noise", "few large"],
 )
 def test_leading_triples_without_the_rest(update: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leading_module, "_WHOLE", (0, 64))  # let the iteration run at a size that LAPACK checks quickly
@@ -109,6 +122,8 @@ def test_leading_triples_without_the_rest(update: str, k: int, monkeypatch: pyte
         "power law": with_spectrum(list(np.arange(1, n + 1) ** -0.5), m, n),
         "rank below k": 1e-5 * normal(1, m, 3) @ normal(2, 3, n),
         "noise": normal(3, m, n),
+        # the rest lies at 1e-4 of sigma_1: beyond what squares in float32 hold
+        "few large": normal(1, m, 2) @ normal(2, 2, n) + 1e-4 * normal(3, m, n),
     }[update]
     for matrix in (W, W.T.contiguous()):
         found = leading_triples(matrix, k)
@@ -168,3 +183,62 @@ def test_values_repeated_more_often_than_the_block_are_not_missed(
     assert found.following(16) == pytest.approx(spectrum[16], rel=1e-6)
     if spread == 0.0:
         assert found.leading_sine(16) == 1.0, "sixteen directions of more equal ones are not unique"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_difference_is_decomposed_as_if_it_were_held(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leading_module, "_WHOLE", (0, 64))
+    before = planted("power law", shape).bfloat16()
+    after = (before.double() + 1e-3 * planted("stepped", shape)).bfloat16()
+    for decay in (0.0, 0.3):
+        lazy = Difference(after, before, decay)
+        held = lazy[:]
+        expected = after.double() - before.double() - decay * before.double()
+        torch.testing.assert_close(held, expected, rtol=1e-14, atol=1e-18)
+        assert torch.equal(lazy[3:7, 2:5], held[3:7, 2:5])
+        assert torch.equal(decompose(lazy, 8).sigma, decompose(held, 8).sigma)
+        assert torch.equal(leading_triples(lazy, 8).right, leading_triples(held, 8).right)
+        assert frobenius(lazy) == frobenius(held)
+    with pytest.raises(ValueError, match="not finite"):
+        leading_triples(Difference(torch.full((90, 90), math.inf), torch.zeros(90, 90)), 2)
+
+
+def test_large_matrices_are_converted_in_every_step_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leading_module, "_WHOLE", (0, 64))
+    W = normal(3, 500, 300)
+    held = leading_triples(W, 4)
+    monkeypatch.setattr(leading_module, "_HELD", 0)
+    streamed = leading_triples(W, 4)
+    np.testing.assert_allclose(streamed.sigma, held.sigma, rtol=1e-12)
+    assert sine(streamed.right, held.right.numpy()) < held.leading_sine(4) + streamed.leading_sine(4)
+
+
+def test_norms_of_tiny_and_huge_matrices_neither_vanish_nor_overflow() -> None:
+    for size in (1e-200, 1e-3, 1e200):
+        norm, error = frobenius(size * normal(5, 40, 30))
+        assert norm == pytest.approx(size * float(torch.linalg.matrix_norm(normal(5, 40, 30))), rel=1e-13)
+        assert 0 < error < 1e-13 * norm
+    assert frobenius(torch.zeros(4, 3)) == (0.0, 0.0)
+
+
+def test_angles_in_row_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    Q0 = torch.linalg.qr(normal(1, 400, 12)).Q
+    for size in (1e-9, 1e-4, 3.0):
+        Q1 = torch.linalg.qr(Q0 + size * normal(2, 400, 12)).Q
+        whole = principal_angles(Q0, Q1)
+        monkeypatch.setattr(angles_module, "_ENTRIES", 12 * 30)
+        np.testing.assert_allclose(principal_angles(Q0, Q1), whole, rtol=1e-6, atol=1e-14)
+        monkeypatch.undo()
+        expected = np.rad2deg(np.sort(subspace_angles(Q0.numpy(), Q1.numpy())))
+        np.testing.assert_allclose(whole, expected, rtol=1e-6, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_magnitudes_made_where_they_are_sliced(dtype: torch.dtype) -> None:
+    W = normal(7, 41, 29).to(dtype)
+    lazy, held = Magnitudes(W), magnitude_bins(W)
+    assert torch.equal(lazy[:], held)
+    assert torch.equal(lazy[5:9, 3:], held[5:9, 3:])
+    where = W > 0.3
+    for chosen in (None, where):
+        assert (count_bins(lazy, chosen) == count_bins(held, chosen)).all()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ import polars as pl
 
 from geopd.claims.roles import Cast
 from geopd.claims.verdicts import Statement, order
-from geopd.results import Results
+from geopd.results import Results, parameters_of
 from geopd.results.summary import NULL_ORDER, aggregate, aggregate_nulls, rotation, rows_of
 
 NAMES = {"sft": "SFT", "opd": "OPD", "rlvr": "RLVR"}
@@ -28,8 +28,22 @@ class Measured:
     nulls: dict[str, float] = field(default_factory=dict)
 
 
-Numbers = tuple[str, dict[str, float], str | None, dict[str, float]]
-"""What was measured (with its setting), the number per run, the null's name and the null's number per run."""
+@dataclass(frozen=True)
+class Numbers:
+    """What was measured, the number per run, the null's name, the null's number per run, and the settings behind it."""
+
+    quantity: str
+    values: dict[str, float] = field(default_factory=dict)
+    null: str | None = None
+    nulls: dict[str, float] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+
+    def parameter(self, name: str) -> float | None:
+        """A parameter's number where all settings agree on it."""
+        found = {parameters_of(text).get(name) for text in self.settings}
+        only = found.pop() if len(found) == 1 else None
+        return None if only is None else float(only)
+
 
 Endpoint = Callable[[Results], Numbers]
 
@@ -63,7 +77,7 @@ def middle_layer_rotation(results: Results) -> Numbers:
     rows = rows_of(results, *metrics)
     layers = rows["layer"].drop_nulls().unique().sort()
     if layers.is_empty():
-        return "rotation", {}, None, {}
+        return Numbers("rotation")
     middle = layers[len(layers) // 2]
     rows = rows.filter(pl.col("layer") == middle)
     lines: dict[str, dict[str, Any]] = {}
@@ -76,7 +90,7 @@ def middle_layer_rotation(results: Results) -> Numbers:
     for item in nulls.filter(pl.col("null") == (name or "")).iter_rows(named=True):
         of_null.setdefault(item["run"], {})[item["metric"]] = item["null_mean"]
     null_values = {run: angle for run, line in of_null.items() if (angle := rotation(line)) is not None}
-    return f"mean rotation of layer {middle}, degrees", values, name, null_values
+    return Numbers(f"mean rotation of layer {middle}, degrees", values, name, null_values)
 
 
 def _has_ok(rows: pl.DataFrame) -> bool:
@@ -92,11 +106,13 @@ def _collect(metric: str, values: pl.DataFrame, nulls: pl.DataFrame) -> Numbers:
     settings = sorted(set(values["setting"]))
     name = _first(nulls)
     matched = nulls.filter(pl.col("null") == (name or ""))
-    return (
+    return Numbers(
         f"{metric.replace('_', ' ')} ({' | '.join(settings)})",
         {run: v for run, v in values.select("run", "value").iter_rows() if v is not None},
         name,
         dict(matched.select("run", "null_mean").iter_rows()),
+        # matrices of other settings are joined with a bar
+        tuple(part for text in settings for part in text.split(" | ")),
     )
 
 
@@ -107,31 +123,30 @@ def by_seed(cast: Cast, role: str, values: dict[str, Any]) -> dict[int, float]:
 
 def ordering(endpoint: Endpoint, *ranks: str) -> Callable[[Results, Cast], Measured]:
     """A claim that the roles named in ``ranks`` come in this rising order, pair by neighbouring pair."""
+    return lambda results, cast: _ordered(endpoint(results), cast, ranks)
 
-    def measure(results: Results, cast: Cast) -> Measured:
-        quantity, values, null, nulls = endpoint(results)
-        statements = [
-            order(
-                f"{NAMES[low]} < {NAMES[high]}",
-                by_seed(cast, low, values),
-                by_seed(cast, high, values),
-                null_low=by_seed(cast, low, nulls),
-                null_high=by_seed(cast, high, nulls),
-            )
-            for low, high in pairwise(ranks)
-        ]
-        return Measured(quantity, values, statements, null, nulls)
 
-    return measure
+def _ordered(numbers: Numbers, cast: Cast, ranks: Sequence[str]) -> Measured:
+    statements = [
+        order(
+            f"{NAMES[low]} < {NAMES[high]}",
+            by_seed(cast, low, numbers.values),
+            by_seed(cast, high, numbers.values),
+            null_low=by_seed(cast, low, numbers.nulls),
+            null_high=by_seed(cast, high, numbers.nulls),
+        )
+        for low, high in pairwise(ranks)
+    ]
+    return Measured(numbers.quantity, numbers.values, statements, numbers.null, numbers.nulls)
 
 
 def principal_overlap(results: Results, cast: Cast) -> Measured:
     """RLVR lowest, SFT highest, and OPD below the overlap ``alpha`` of a uniformly random mask."""
-    measured = ordering(mean_of("principal_overlap", alpha=0.3), "rlvr", "opd", "sft")(results, cast)
-    alpha = next((float(part[6:]) for part in _tokens(measured.quantity) if part.startswith("alpha=")), None)
+    numbers = mean_of("principal_overlap", alpha=0.3)(results)
+    measured, alpha = _ordered(numbers, cast, ("rlvr", "opd", "sft")), numbers.parameter("alpha")
     if alpha is None:
         return measured
-    opd, null = by_seed(cast, "opd", measured.values), by_seed(cast, "opd", measured.nulls)
+    opd, null = by_seed(cast, "opd", numbers.values), by_seed(cast, "opd", numbers.nulls)
     baseline = order(
         f"OPD < {alpha:g}, the overlap of a random mask",
         opd,
@@ -139,8 +154,4 @@ def principal_overlap(results: Results, cast: Cast) -> Measured:
         null_low=null,
         null_high=dict.fromkeys(null, alpha),
     )
-    return Measured(measured.quantity, measured.values, [*measured.statements, baseline], measured.null, measured.nulls)
-
-
-def _tokens(quantity: str) -> list[str]:
-    return quantity.partition("(")[2].rstrip(")").replace(" | ", ";").split(";")
+    return replace(measured, statements=[*measured.statements, baseline])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import log
 from typing import Any
 
-from geopd.results.statistics import t_interval
+from geopd.results.statistics import explained_share, t_interval
 
 YES, NO, PARTLY, NOT_MEASURED, NO_NULL = "yes", "no", "partly", "not measured", "no null"
 HELD, FAILED, UNRESOLVED = "held", "did not hold", "unresolved"
@@ -56,8 +56,8 @@ def judge(statement: Statement, seeds: int, redrawn: bool) -> dict[str, Any]:
     common = sorted(statement.values.keys() & nulls.keys())
     beyond = [statement.values[s] - nulls[s] for s in common]
     explained = None
-    if statement.contrast and estimate and null_estimate is not None:
-        explained = null_estimate / estimate
+    if statement.contrast and estimate is not None and null_estimate is not None:
+        explained = explained_share(estimate, null_estimate)
     return {
         "text": statement.text,
         "shows_here": NOT_MEASURED if estimate is None else _yes(_shows(estimate, statement.margin)),

@@ -15,6 +15,7 @@ from geopd.diagnostics import (
     gaussian_spectrum,
     hill,
     increments,
+    noise_nulls,
     overlap,
     perturbation,
     principal_energy,
@@ -27,7 +28,7 @@ from geopd.diagnostics import (
     update_size,
     walk,
 )
-from geopd.diagnostics.comparison import Comparison, OriginMatrix, UpdateSubspace
+from geopd.diagnostics.comparison import ENDS, Comparison, OriginMatrix, UpdateSubspace
 from geopd.diagnostics.coordinates import RunPair
 from geopd.diagnostics.drawn import drawn_nulls
 from geopd.diagnostics.parameters import Parameters, Rank
@@ -83,6 +84,8 @@ class Diagnostic:
     """The headline's setting: what a failed measurement is recorded under."""
     measure: Callable[[Comparison], list[Measurement]]
     nulls: Callable[[Comparison], list[Null]] = _no_nulls
+    vectors: frozenset[str] = frozenset()
+    """Of which ends (``origin``, ``checkpoint``) it needs leading singular vectors."""
 
 
 CATALOGUE: tuple[Diagnostic, ...] = (
@@ -99,12 +102,12 @@ CATALOGUE: tuple[Diagnostic, ...] = (
         "update",
         _native,
         _unless_noisy(_all_of(update_size.measure_stable_rank, decay.measure_stable_rank)),
-        _all_of(update_size.nulls_stable_rank, rounding.nulls_stable_rank),
+        noise_nulls.nulls_stable_rank,
     ),
     Diagnostic(
         stable_rank_denoised.METRICS, "update", stable_rank_denoised.default_setting, stable_rank_denoised.measure
     ),
-    Diagnostic(hill.METRICS, "update", hill.default_setting, _unless_noisy(hill.measure), rounding.nulls_hill),
+    Diagnostic(hill.METRICS, "update", hill.default_setting, _unless_noisy(hill.measure), noise_nulls.nulls_hill),
     Diagnostic(
         subspace_similarity.METRICS,
         "update",
@@ -126,6 +129,7 @@ CATALOGUE: tuple[Diagnostic, ...] = (
         rotation.default_setting,
         _unless_violated(rotation.measure),
         gaussian_spectrum.nulls_rotation,
+        frozenset(ENDS),
     ),
     Diagnostic(
         spectral_shift.METRICS,
@@ -135,10 +139,20 @@ CATALOGUE: tuple[Diagnostic, ...] = (
         gaussian_spectrum.nulls_shift,
     ),
     Diagnostic(
-        (overlap.PRINCIPAL,), "full", overlap.principal_setting, overlap.measure_principal, overlap.nulls_principal
+        (overlap.PRINCIPAL,),
+        "full",
+        overlap.principal_setting,
+        overlap.measure_principal,
+        overlap.nulls_principal,
+        frozenset({"origin"}),
     ),
     Diagnostic(
-        principal_energy.METRICS, "full", rotation.default_setting, principal_energy.measure, principal_energy.nulls
+        principal_energy.METRICS,
+        "full",
+        rotation.default_setting,
+        principal_energy.measure,
+        principal_energy.nulls,
+        frozenset({"origin"}),
     ),
 )
 

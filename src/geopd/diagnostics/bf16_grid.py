@@ -12,27 +12,96 @@ exponent of W0. Four regimes:
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int16
 from numpy.typing import NDArray
+from scipy.special import erfc
 from torch import Tensor
 
-from geopd.diagnostics.comparison import Comparison
+from geopd.spectral import Operand
 from geopd.spectral.norms import row_blocks
+from geopd.spectral.selection import Counts
 
+if TYPE_CHECKING:
+    from geopd.diagnostics.comparison import Comparison
+
+Array = NDArray[np.float64]
 ENERGY = {"on-grid": 1 / 12, "one end": 1 / 12, "both ends": 1 / 6}
 """White-noise energy of the rounding, in units of u^2 an entry."""
 EXPONENTS = 256
+_MAGNITUDES_EACH = 128  # bf16 numbers of one exponent
+_TERMS = np.arange(1, 25, dtype=np.float64) - 0.5
+_LEVELS = 32  # octaves of u kept apart from the largest down: the rest is 2^-62 of its energy
 
 
-def _units() -> NDArray[np.float64]:
+def _units() -> Array:
     exponent = np.maximum(np.arange(EXPONENTS), 1)  # subnormals share the smallest normal step
     return np.asarray(np.exp2(exponent - 134.0))  # bias 127, 7 bits of mantissa
 
 
 UNITS = _units()
 """u for each biased exponent of W0."""
+OUTWARD: Array = np.repeat(UNITS, _MAGNITUDES_EACH)
+"""u for each bf16 magnitude index: the distance to the next magnitude away from zero."""
+INWARD: Array = np.append(OUTWARD[0], OUTWARD[:-1])
+"""Distance to the next magnitude towards zero; zero has the same neighbour either way."""
+
+
+def exponent_counts(magnitude_counts: Counts) -> Array:
+    """How many entries each biased exponent holds, from how many each bf16 magnitude holds."""
+    counts: Array = magnitude_counts.reshape(EXPONENTS, _MAGNITUDES_EACH).sum(axis=1).astype(np.float64)
+    return counts
+
+
+def grid_energy(step: Array, s: float) -> Array:
+    """E[D^2] per entry for each step size u, D = u round(d/u), d Gaussian of scale s.
+
+    u^2 sum_k (2k-1) erfc((k - 1/2) u / (s sqrt 2)) for s <= 2u, and s^2 + u^2/12 beyond, where the two agree to
+    rounding.
+    """
+    series = (2 * _TERMS * erfc(_TERMS * step[:, None] / (s * math.sqrt(2.0)))).sum(axis=1)
+    return np.where(s <= 2 * step, step**2 * series, s * s + step**2 / 12)
+
+
+def grid_product(step: Array, s: float) -> Array:
+    """E[D d] per entry for each step size: u s sqrt(2/pi) sum_k exp(-((k - 1/2) u/s)^2 / 2), s^2 beyond s = 2u."""
+    series = np.exp(-((_TERMS * step[:, None] / s) ** 2) / 2).sum(axis=1)
+    return np.where(s <= 2 * step, step * s * math.sqrt(2 / math.pi) * series, s * s)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCounts:
+    """Steps u that occur in a matrix (weight units, ascending), and how many entries of each row and column have them.
+
+    Steps more than 31 octaves below the largest are counted with the smallest kept.
+    """
+
+    step: Array
+    rows: Array
+    cols: Array
+
+    @classmethod
+    def of(cls, bins: Operand, magnitude_counts: Counts) -> StepCounts:
+        """Counted in row blocks, from the bf16 magnitude of every entry and how often each occurs."""
+        (m, n), device = bins.shape, bins.device
+        top = int(np.flatnonzero(magnitude_counts)[-1]) // _MAGNITUDES_EACH
+        lowest = max(top - _LEVELS + 1, 0)
+        rows = torch.zeros(m, _LEVELS, dtype=torch.int64, device=device)
+        cols = torch.zeros(n * _LEVELS, dtype=torch.int64, device=device)
+        across = torch.arange(n, dtype=torch.int32, device=device) * _LEVELS
+        for part in row_blocks(bins.shape):
+            level = (exponents(bins[part]).int() - lowest).clamp_(min=0)
+            down = torch.arange(len(level), dtype=torch.int32, device=device)[:, None] * _LEVELS
+            rows[part] = torch.bincount((level + down).view(-1), minlength=level.shape[0] * _LEVELS).view(-1, _LEVELS)
+            cols += torch.bincount((level + across).view(-1), minlength=n * _LEVELS)
+        used = slice(0, top - lowest + 1)
+        by_row, by_col = (found.view(-1, _LEVELS).double().cpu().numpy()[:, used] for found in (rows, cols))
+        return cls(UNITS[lowest : top + 1], by_row, by_col)
 
 
 def exponents(bins: Int16[Tensor, "m n"]) -> Int16[Tensor, "m n"]:

@@ -12,27 +12,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int16
+from jaxtyping import Bool, Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geopd.diagnostics.bf16_grid import on_bf16_grid
 from geopd.diagnostics.parameters import Parameters
 from geopd.spectral import (
+    DOUBTFUL,
     Counts,
     Decomposition,
+    Difference,
+    Magnitudes,
     Mask,
     TieSplit,
     count_bins,
     decompose,
     frobenius,
     leading_triples,
-    magnitude_bins,
     principal_angles,
     row_blocks,
     singular_values,
     smallest_magnitudes,
     split_at_share,
     split_blocks,
+    split_codes,
     visibly_changed,
 )
 
@@ -40,14 +44,24 @@ if TYPE_CHECKING:
     from geopd.diagnostics.trajectory import Place
 
 VIEWS = ("bf16", "native")
+SIDES = ("left", "right")
+ENDS = ("origin", "checkpoint")
+"""Whose leading singular vectors a diagnostic needs."""
 
 
 class OriginMatrix:
-    """W0 as stored, with its decomposition, masks and magnitude histogram computed once."""
+    """W0 as stored, with its decomposition, masks and magnitude histogram computed once.
 
-    def __init__(self, stored: Float[Tensor, "m n"], parameters: Parameters) -> None:
+    ``vectors``: of which ends (``origin``, ``checkpoint``) leading singular vectors will be asked for; values alone
+    cost half.
+    """
+
+    def __init__(
+        self, stored: Float[Tensor, "m n"], parameters: Parameters, vectors: frozenset[str] = frozenset(ENDS)
+    ) -> None:
         self.stored = stored
         self.parameters = parameters
+        self.vectors = vectors
         self.rows, self.cols = stored.shape
         self._low: dict[tuple[str, float], Mask] = {}
         self._principal: dict[float, TieSplit] = {}
@@ -69,8 +83,8 @@ class OriginMatrix:
 
     @cached_property
     def decomposition(self) -> Decomposition:
-        """W0's singular values and as many leading vectors as any diagnostic needs."""
-        return decompose(self.stored, max(self.rotation_k, self.principal_rank))
+        """W0's singular values and as many leading vectors as the diagnostics asked for need."""
+        return decompose(self.stored, max(self.rotation_k, self.principal_rank) if self.vectors else 0)
 
     @cached_property
     def exact_sigma(self) -> tuple[Float64[Tensor, " p"], float]:
@@ -85,15 +99,12 @@ class OriginMatrix:
     @cached_property
     def on_grid(self) -> bool:
         """Whether every entry of W0 is a bf16 number (``origin_grid``: on-grid or off-grid)."""
-        blocks = (self.stored[rows] for rows in row_blocks(self.stored.shape))
-        return self.stored.dtype == torch.bfloat16 or all(
-            torch.equal(block.bfloat16().to(block.dtype), block) for block in blocks
-        )
+        return on_bf16_grid(self.stored)
 
-    @cached_property
-    def bins(self) -> Int16[Tensor, "m n"]:
-        """bf16 magnitude index of every entry."""
-        return magnitude_bins(self.stored)
+    @property
+    def bins(self) -> Magnitudes:
+        """bf16 magnitude index of every entry, made where it is sliced."""
+        return Magnitudes(self.stored)
 
     @cached_property
     def magnitude_counts(self) -> Counts:
@@ -126,15 +137,15 @@ class OriginMatrix:
             margin = (
                 0.0 if self.principal_rank == self.p else 2 * self.decomposition.leading_part_error(self.principal_rank)
             )
-            inside, tied, near = (
-                torch.empty(self.stored.shape, dtype=torch.bool, device=self.stored.device) for _ in range(3)
-            )
+            codes = torch.empty(self.stored.shape, dtype=torch.uint8, device=self.stored.device)
             for rows, block in zip(row_blocks(self.stored.shape), self.reconstruction_blocks(), strict=True):
-                inside[rows], tied[rows] = block > cut, block == cut
-                near[rows] = (block - cut).abs_() <= margin
+                codes[rows] = split_codes(block > cut, block == cut)
+                if margin:
+                    codes[rows].add_((block - cut).abs_() <= margin, alpha=DOUBTFUL)
             # one entry alone within rounding of the cut is the cut
-            uncertain = near if margin and int(near.sum()) > 1 else None
-            self._principal[alpha] = TieSplit(inside, tied, share, uncertain)
+            if int(torch.count_nonzero(codes >= DOUBTFUL)) == 1:
+                codes &= DOUBTFUL - 1
+            self._principal[alpha] = TieSplit(codes, share)
         return self._principal[alpha]
 
 
@@ -197,25 +208,39 @@ class Comparison:
 
     @cached_property
     def after(self) -> Decomposition:
-        """W+'s singular values and leading rotation vectors."""
+        """W+'s singular values; its leading vectors serve the angles, where those are asked for, and are dropped."""
         if self.update_is_zero:
             return self.origin.decomposition
-        return decompose(self.stored, self.origin.rotation_k)
+        if not self.has_angles:
+            return decompose(self.stored, 0)
+        k = self.origin.rotation_k
+        found = decompose(self.stored, k)
+        for side in SIDES:
+            bases = getattr(self.origin.decomposition, side)[:, :k], getattr(found, side)
+            self._angles[side] = principal_angles(*bases).cpu().numpy()
+        return found.without_vectors()
+
+    @property
+    def has_angles(self) -> bool:
+        """Whether the leading vectors of both ends are computed, as rotation needs them."""
+        return "checkpoint" in self.origin.vectors
 
     def angles(self, side: str) -> NDArray[np.float64]:
         """Principal angles between the leading rotation subspaces of one side (``left``, ``right``), degrees."""
-        if side not in self._angles:
-            k = self.origin.rotation_k
-            bases = (getattr(self.origin.decomposition, side)[:, :k], getattr(self.after, side)[:, :k])
-            self._angles[side] = np.zeros(k) if self.update_is_zero else principal_angles(*bases).cpu().numpy()
+        if self.update_is_zero:
+            return np.zeros(self.origin.rotation_k)
+        _ = self.after  # makes them
         return self._angles[side]
 
+    def difference(self, view: str = "native") -> Difference:
+        """dW = W+ - W0 as stored, or between the ends rounded to bf16; made in float64 where it is sliced."""
+        if view == "bf16":
+            return Difference(self.stored.bfloat16(), self.origin.stored.bfloat16())
+        return Difference(self.stored, self.origin.stored)
+
     def update(self) -> Float64[Tensor, "m n"]:
-        """dW = W+ - W0 of the stored values, in float64: made anew for the caller to keep or overwrite."""
-        dW = self.stored.to(torch.float64, copy=True)
-        for rows in row_blocks(dW.shape):
-            dW[rows] -= self.origin.stored[rows].double()
-        return dW
+        """dW whole, in float64: made anew for the caller to keep or overwrite."""
+        return self.difference()[:]
 
     @cached_property
     def update_is_zero(self) -> bool:
@@ -226,7 +251,7 @@ class Comparison:
     @cached_property
     def update_norm(self) -> tuple[float, float]:
         """||dW||_F and its rounding bound."""
-        return frobenius(self.stored, minus=self.origin.stored)
+        return frobenius(self.difference())
 
     @property
     def has_update_decomposition(self) -> bool:
@@ -240,4 +265,4 @@ class Comparison:
             return self.final.decomposition
         if self.place is not None and self.place.position == 0 and (first := self.place.trajectory.increments[0]):
             return first.decomposition
-        return leading_triples(self.update(), max(self.parameters.similarity_k + self.parameters.hill_k))
+        return leading_triples(self.difference(), max(self.parameters.similarity_k + self.parameters.hill_k))

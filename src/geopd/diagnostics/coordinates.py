@@ -114,8 +114,8 @@ def _kept_cells(origin: OriginMatrix) -> Int16[Tensor, "m n"]:
 
 def _cells(origin: OriginMatrix) -> Int16[Tensor, "m n"]:
     """Stratum of every entry by exponent, nearer rounding threshold and distance to it, below 2^15."""
-    found = torch.empty_like(origin.bins)
-    unit = torch.from_numpy(UNITS).to(origin.bins.device)
+    found = torch.empty(origin.stored.shape, dtype=torch.int16, device=origin.stored.device)
+    unit = torch.from_numpy(UNITS).to(found.device)
     for rows in row_blocks(origin.stored.shape):
         bins, exact = origin.bins[rows], origin.stored[rows].double().abs()
         exponent, rounded = (bins >> 7).long(), exact.bfloat16().double()

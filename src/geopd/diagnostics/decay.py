@@ -25,7 +25,7 @@ from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO
 from geopd.diagnostics.values import ok, resolved_within, undefined
 from geopd.results import Measurement, setting
-from geopd.spectral import leading_triples, row_blocks
+from geopd.spectral import Difference, frobenius, leading_triples, row_blocks
 
 METRICS = ("decay_coefficient",)
 REMOVED = setting(decay="removed", view="native")
@@ -73,20 +73,16 @@ def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
         return [undefined("stable_rank", REMOVED, reason, default=False)]
     c, error = coefficient(comparison)
     scale = comparison.update_norm[0]
-    rest = comparison.update()
-    squares = []
-    for rows in row_blocks(rest.shape):
-        rest[rows] = rest[rows] / scale - (c / scale) * comparison.origin.stored[rows].double()
-        squares += torch.linalg.vecdot(rest[rows], rest[rows]).tolist()
-    squared = math.fsum(squares)
+    rest = Difference(comparison.stored, comparison.origin.stored, decay=c)
+    norm, _ = frobenius(rest)
     # what rounding of the weights and of c leaves of an update that is nothing but decay
     floor = (4 * EPS + error) * comparison.origin.norm[0] / scale
-    if math.sqrt(squared) <= floor:
+    if norm / scale <= floor:
         return [undefined("stable_rank", REMOVED, "the update is nothing but decay", default=False)]
-    found = leading_triples(rest, 1, tolerance=1e-6, near=comparison.update_decomposition)
+    found = leading_triples(rest, 1, near=comparison.update_decomposition)
     top, residual = float(found.sigma[0]), float(found.sigma_error[0])
-    value = squared / top**2
-    bound = 2 * value * (residual / top + floor / top + rest.shape[1] * EPS)
+    value = (norm / top) ** 2
+    bound = 2 * value * ((residual + floor * scale) / top + rest.shape[1] * EPS)
     method = f"{found.method} on dW - c W0"
     return [resolved_within("stable_rank", REMOVED, value, bound, RELATIVE_LIMIT * value, method, default=False)]
 

@@ -76,7 +76,7 @@ def _gaussian(comparison: Comparison, generator: torch.Generator) -> Float[Tenso
 
 def _permuted(comparison: Comparison, generator: torch.Generator) -> Float[Tensor, "m n"]:
     W0 = comparison.origin.stored
-    bins = comparison.origin.bins.reshape(-1).cpu()
+    bins = comparison.origin.bins[:].reshape(-1).cpu()
     sign = torch.where(torch.signbit(W0), -1.0, 1.0).double().reshape(-1).cpu()
     outward = comparison.update().reshape(-1).cpu() * sign
     order = torch.sort(bins, stable=True).indices

@@ -74,8 +74,7 @@ def measure_principal(comparison: Comparison) -> list[Measurement]:
         split = origin.principal_mask(alpha)
         value = split.overlap(comparison.changed(view), comparison.changed_counts(view))
         assert value is not None
-        doubtful = 0 if split.uncertain is None else int((split.uncertain & comparison.changed(view)).sum())
-        error = doubtful / total
+        error = split.doubtful(comparison.changed(view)) / total
         found.append(
             resolved_within(PRINCIPAL, name, value, error, LIMIT, origin.decomposition.method, default=default)
         )
@@ -104,12 +103,13 @@ def _nulls(comparison: Comparison, metric: str) -> list[Null]:
         split = (
             comparison.origin.principal_mask(alpha) if metric == PRINCIPAL else comparison.origin.low_mask(view, alpha)
         )
-        gaussian = gaussian_overlap(comparison, view, split)
+        weight = split.weight_by_bin(comparison.origin.bins)
+        gaussian = gaussian_overlap(comparison, view, weight)
         if gaussian is not None:
             mean, method = gaussian
             spread = math.sqrt(max(mean * (1 - mean), 0.0) / changed)
             found.append(Null(metric, name, "gaussian", mean, spread, 0, method, default))
         if metric == PRINCIPAL:
-            mean, spread = permuted_overlap(comparison, view, split)
+            mean, spread = permuted_overlap(comparison, view, weight)
             found.append(Null(metric, name, "permuted", mean, spread, 0, "closed form over |W0| bins", default))
     return found

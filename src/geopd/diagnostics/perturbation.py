@@ -12,8 +12,8 @@ import math
 
 import torch
 
-from geopd.diagnostics.comparison import Comparison
-from geopd.diagnostics.rotation import SIDES, angles
+from geopd.diagnostics.comparison import SIDES, Comparison
+from geopd.diagnostics.rotation import angles
 from geopd.spectral import angle_error
 
 _SLACK = 1 + 1e-9  # of the comparison's own rounding
@@ -34,7 +34,7 @@ def violation(comparison: Comparison) -> str | None:
     length = float(torch.linalg.vector_norm((shift - errors).clamp(min=0.0) / norm))
     if length > _SLACK:
         return f"Mirsky: the singular values moved by {length * norm:.6g}, more than ||dW||_F = {norm:.6g}"
-    return _wedin(comparison, top)
+    return _wedin(comparison, top) if comparison.has_angles else None
 
 
 def _operator_norm(comparison: Comparison) -> float:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from geopd.diagnostics.comparison import Comparison
+from geopd.diagnostics.comparison import SIDES, Comparison
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.values import resolved_within, undefined
 from geopd.results import Measurement, setting
 from geopd.spectral import angle_error
 
-SIDES = ("left", "right")
 SUMMARIES = ("mean", "median", "max")
 METRICS = tuple(f"rotation_{side}_{summary}_deg" for side in SIDES for summary in SUMMARIES)
 RELATIVE_LIMIT = 1e-3  # of the largest angle: beyond it the bound says the angle is not known

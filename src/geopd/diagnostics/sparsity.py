@@ -24,7 +24,7 @@ from jaxtyping import BFloat16, Int32
 from scipy.special import erf
 from torch import Tensor
 
-from geopd.diagnostics.bf16_grid import EXPONENTS, UNITS, on_bf16_grid, units
+from geopd.diagnostics.bf16_grid import UNITS, exponent_counts, on_bf16_grid, units
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.gaussian_update import gaussian_sparsity
 from geopd.diagnostics.parameters import Parameters
@@ -77,12 +77,12 @@ def _sweeps(comparison: Comparison) -> dict[str, int]:
         before, after = comparison.origin.stored[rows], comparison.stored[rows]
         apart = ulps_apart(before.bfloat16(), after.bfloat16())
         for least in steps:
-            steps[least] += int((apart >= least).sum())
+            steps[least] += int(torch.count_nonzero(apart >= least))
         if etas:
             a, b = before.double(), after.double()
             size, distance = torch.maximum(a.abs(), b.abs()), (b - a).abs_()
             for eta in relative:
-                relative[eta] += int((distance > size * eta).sum())
+                relative[eta] += int(torch.count_nonzero(distance > size * eta))
     return {setting(min_ulp=least, view="bf16"): count for least, count in steps.items()} | {
         setting(eta=eta, view="native"): count for eta, count in relative.items()
     }
@@ -143,7 +143,7 @@ def nulls_lost(comparison: Comparison) -> list[Null]:
     """The share for an isotropic Gaussian of the stored rms."""
     if _not_wide(comparison):
         return []
-    counts = comparison.origin.magnitude_counts.reshape(EXPONENTS, -1).sum(axis=1)
+    counts = exponent_counts(comparison.origin.magnitude_counts)
     n = comparison.stored.numel()
     s = comparison.update_norm[0] / math.sqrt(n)
     p = erf(np.minimum(UNITS, 1e3 * s) / s / math.sqrt(8.0))  # a vanishing s would overflow where it is 1 anyway

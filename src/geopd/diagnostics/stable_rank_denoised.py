@@ -23,20 +23,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int16
+from jaxtyping import Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geopd.diagnostics.bf16_grid import ENERGY, EXPONENTS, UNITS, exponents, regime, rounded_views, seen_update
+from geopd.diagnostics.bf16_grid import ENERGY, EXPONENTS, UNITS, exponents, regime, rounded_views
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO, measure_stable_rank
 from geopd.diagnostics.values import ok, undefined
 from geopd.results import Measurement, Status, setting
-from geopd.spectral import leading_triples, row_blocks
+from geopd.spectral import Operand, checked_scale, frobenius, leading_triples, row_blocks
 
 METRICS = ("stable_rank_denoised",)
 TOLERANCE = 1e-4  # of the leading singular value of Y: far inside what the estimate itself is good for
@@ -88,7 +89,7 @@ def _measure(comparison: Comparison, view: str) -> Measurement:
         raw = measure_stable_rank(comparison)[0]
         note = WIDE if raw.note is None else f"{WIDE}; {raw.note}"
         return replace(raw, metric=METRICS[0], setting=name, note=note, is_default=default)
-    found = denoise(seen_update(comparison, view), exponents(comparison.origin.bins), ENERGY[rounding])
+    found = denoise(comparison.difference(view), comparison.origin.bins, ENERGY[rounding])
     if found.value is None:
         return undefined(METRICS[0], name, found.reason or "", default=default)
     method = f"{METHOD}, {rounding}"
@@ -99,20 +100,17 @@ def _measure(comparison: Comparison, view: str) -> Measurement:
     )
 
 
-def denoise(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float) -> Denoised:
-    """The estimate from an update, which is overwritten, the binary exponents of W0 and the noise energy per u^2."""
+def denoise(D: Operand, bins: Operand, c: float) -> Denoised:
+    """The estimate from an update, the bf16 magnitude indices of W0 and the noise energy per u^2."""
     m, n = D.shape
-    low, high = torch.aminmax(D)
-    scale = max(-float(low), float(high))
+    scale = checked_scale(D)
     if scale == 0.0:
         return Denoised(None, None, "no entry changed in this view")
-    D /= scale
-    kept = _keep(D, exponent, c, scale)
+    kept = _keep(D, bins, c, scale)
     if kept is None:
         return Denoised(None, None, "no energy above rounding at any step size of W0")
-    mask = exponent <= kept.exponent
-    Y, share = _filled(D, mask)
-    v = float(torch.linalg.vector_norm(Y)) ** 2 / Y.numel() - kept.energy
+    Y = _filled(D, bins, kept.exponent, scale)
+    v = frobenius(Y)[0] ** 2 / (m * n) - kept.energy
     found = leading_triples(Y, 1, tolerance=TOLERANCE)
     y, residual, a, b = float(found.sigma[0]), float(found.sigma_error[0]), found.left[:, 0], found.right[:, 0]
     theta2 = _spike(y, v, m, n)
@@ -123,7 +121,7 @@ def denoise(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float)
     error = abs(m * n * kept.energy / lower - value) if lower else None
     edge = math.inf if v <= 0 else y / (math.sqrt(v) * (math.sqrt(m) + math.sqrt(n)))
     spike = max(m * float(a.abs().max()) ** 2, n * float(b.abs().max()) ** 2)
-    return Denoised(value, error, _doubt(edge, share, kept.flatness, spike))
+    return Denoised(value, error, _doubt(edge, Y.share, kept.flatness, spike))
 
 
 def _doubt(edge: float, share: float, flatness: float, spike: float) -> str | None:
@@ -136,11 +134,11 @@ def _doubt(edge: float, share: float, flatness: float, spike: float) -> str | No
     return None
 
 
-def _keep(D: Float64[Tensor, "m n"], exponent: Int16[Tensor, "m n"], c: float, scale: float) -> _Kept | None:
+def _keep(D: Operand, bins: Operand, c: float, scale: float) -> _Kept | None:
     """Iterate tau over the binary exponents of W0, D in units of ``scale``; None where no energy is left."""
     count, energy = np.zeros(EXPONENTS), np.zeros(EXPONENTS)
     for rows in row_blocks(D.shape):
-        levels, block = exponent[rows].reshape(-1).long(), D[rows].reshape(-1)
+        levels, block = exponents(bins[rows]).reshape(-1).long(), D[rows].double().reshape(-1) / scale
         count += torch.bincount(levels, minlength=EXPONENTS).cpu().numpy()
         energy += torch.bincount(levels, block * block, minlength=EXPONENTS).cpu().numpy()
     step = UNITS / scale
@@ -170,14 +168,46 @@ def _kept(top: int, count: Array, signal: Array) -> _Kept:
     return _Kept(top, float(signal[: top + 1].sum() / count[: top + 1].sum()), float(flatness))
 
 
-def _filled(D: Float64[Tensor, "m n"], mask: Tensor) -> tuple[Float64[Tensor, "m n"], float]:
-    """Y, which has the signal's expectation at every entry, made of D in place, and the kept share p."""
-    rows, cols = (mask.sum(dim=dim).double() / mask.shape[dim] for dim in (1, 0))
+@dataclass(frozen=True)
+class _Filled:
+    """Y, which has the signal's expectation at every entry, made slice by slice; ``share`` is p."""
+
+    update: Operand
+    bins: Operand
+    exponent: int
+    rows: Float64[Tensor, " m"]
+    cols: Float64[Tensor, " n"]
+    share: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.bins.shape)
+
+    @property
+    def device(self) -> torch.device:
+        return self.bins.device
+
+    def __getitem__(self, index: Any, /) -> Float64[Tensor, "..."]:
+        rows, cols = index if isinstance(index, tuple) else (index, slice(None))
+        dropped = exponents(self.bins[rows, cols]) > self.exponent
+        block = self.update[rows, cols].double() * self.rows[rows, None]
+        return block.mul_(self.cols[cols]).masked_fill_(dropped, 0.0)
+
+
+def _filled(D: Operand, bins: Operand, exponent: int, scale: float) -> _Filled:
+    """Y in units of ``scale``, from the shares of the entries kept in each row and column."""
+    m, n = D.shape
+    counts = (
+        torch.empty(m, dtype=torch.float64, device=bins.device),
+        torch.zeros(n, dtype=torch.float64, device=bins.device),
+    )
+    for block in row_blocks(D.shape):
+        mask = exponents(bins[block]) <= exponent
+        counts[0][block] = mask.sum(dim=1).double()
+        counts[1].add_(mask.sum(dim=0))
+    rows, cols = counts[0] / n, counts[1] / m
     p = float(rows.mean())
-    D.masked_fill_(~mask, 0.0)
-    D *= (p / rows.clamp(min=p / 8))[:, None]
-    D /= cols.clamp(min=p / 8)[None]
-    return D, p
+    return _Filled(D, bins, exponent, p / rows.clamp(min=p / 8) / scale, 1 / cols.clamp(min=p / 8), p)
 
 
 def _spike(y: float, v: float, m: int, n: int) -> float | None:

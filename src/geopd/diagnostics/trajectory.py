@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from geopd.diagnostics.bf16_grid import EXPONENTS, UNITS, on_bf16_grid
+from geopd.diagnostics.bf16_grid import UNITS, exponent_counts, on_bf16_grid
 from geopd.diagnostics.comparison import OriginMatrix
-from geopd.spectral import Decomposition, frobenius, leading_triples
+from geopd.spectral import Decomposition, Difference, frobenius, leading_triples
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def increment_of(origin: OriginMatrix, before: Float[Tensor, "m n"] | None, afte
     """
     start = origin.stored if before is None else before
     k = max(origin.parameters.similarity_k + origin.parameters.hill_k)
-    found = leading_triples(after.double() - start.double(), k)
-    norm = frobenius(after, minus=start)[0]
+    increment = Difference(after, start)
+    found, norm = leading_triples(increment, k), frobenius(increment)[0]
     rounded = on_bf16_grid(after) + (before is not None and on_bf16_grid(before))
     return Increment(found, norm, _noise(origin, norm, int(rounded)))
 
@@ -72,6 +72,6 @@ def increment_of(origin: OriginMatrix, before: Float[Tensor, "m n"] | None, afte
 def _noise(origin: OriginMatrix, norm: float, rounded_ends: int) -> float:
     if norm == 0.0 or rounded_ends == 0:
         return 0.0
-    counts = origin.magnitude_counts.reshape(EXPONENTS, -1).sum(axis=1)
+    counts = exponent_counts(origin.magnitude_counts)
     relative = np.minimum(UNITS, 1e6 * norm) / norm  # a vanishing norm would overflow where the share is 1 anyway
     return min(1.0, rounded_ends / 12 * float(counts @ relative**2))

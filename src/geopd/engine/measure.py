@@ -31,7 +31,7 @@ from geopd.engine.plan import ORIGIN, Plan, RunPlan, make_plan
 from geopd.engine.task import Task
 from geopd.results import Store, digest_of
 
-NUMERICS = 3  # part of every part's name: raise it when the same inputs should give other numbers
+NUMERICS = 4  # part of every part's name: raise it when the same inputs should give other numbers
 Digests = dict[tuple[Path, str], str | None]
 
 

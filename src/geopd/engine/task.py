@@ -31,8 +31,9 @@ from geopd.diagnostics import (
     UpdateSubspace,
     drawn_nulls,
 )
+from geopd.diagnostics.comparison import SIDES
 from geopd.diagnostics.coordinates import visible_signs
-from geopd.diagnostics.rotation import SIDES, angles
+from geopd.diagnostics.rotation import angles
 from geopd.diagnostics.rounding import noise_verdict
 from geopd.diagnostics.trajectory import Increment, increment_of
 from geopd.engine.inputs import opened
@@ -189,7 +190,8 @@ def perform(task: Task) -> list[Part]:
     """
     started = time.perf_counter()
     try:
-        origin = OriginMatrix(read_matrix(task.origin), task.options.parameters)
+        vectors = frozenset[str]().union(*(d.vectors for d in task.diagnostics))
+        origin = OriginMatrix(read_matrix(task.origin), task.options.parameters, vectors)
     except CheckpointError as error:
         return failed_parts(task, str(error))
     # one byte an entry for each run that is compared with another, so that its last checkpoint is read once

@@ -13,6 +13,7 @@ from geopd.results.schema import (
     Measurement,
     Null,
     Status,
+    parameters_of,
     row,
     setting,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Status",
     "Store",
     "digest_of",
+    "parameters_of",
     "read_results",
     "row",
     "setting",

@@ -164,3 +164,12 @@ def setting(**parameters: Any) -> str:
     'eta=0.001;view=bf16'
     """
     return ";".join(f"{k}={v}" for k, v in sorted(parameters.items()))
+
+
+def parameters_of(text: str) -> dict[str, str]:
+    """The parameters that a ``setting`` text names, as text: the inverse of ``setting``.
+
+    >>> parameters_of("eta=0.001;view=bf16")
+    {'eta': '0.001', 'view': 'bf16'}
+    """
+    return dict(part.split("=", 1) for part in text.split(";") if part)

@@ -1,4 +1,4 @@
-"""Intervals and weighted means. Nothing here knows what a table is."""
+"""Intervals of means, and what nulls explain of a contrast. Nothing here knows what a table is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,39 +49,14 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def wilson_interval(share: float, n: int, level: float = 0.95) -> Interval:
-    """Wilson's score interval of a binomial proportion ``share`` observed in ``n`` trials.
+def explained_share(contrast: float, null_contrast: float) -> float | None:
+    """Share of a contrast of log values that the matched nulls already have: ``1 - delta r / delta log(value)``.
 
-    Unlike the normal interval it stays inside [0, 1] and keeps its coverage near the ends.
-
-    Raises:
-        ValueError: if ``share`` is no proportion, ``n`` is not positive, or the level is outside (0, 1).
+    ``r = log(value / null)``, so this is ``null_contrast / contrast``, both differences of logs (or their means over
+    seeds). 1 means the nulls differ just as much, 0 that they do not differ, below 0 that they differ the other way.
+    None where the values are equal.
     """
-    _check_level(level)
-    if not 0 <= share <= 1:
-        raise ValueError(f"{share} is not a proportion; give successes over trials")
-    if n <= 0:
-        raise ValueError(f"a proportion needs at least one trial, got n={n}")
-    z = float(ndtri(0.5 + level / 2))
-    scale = 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    # The ends may touch 0 and 1; rounding must not push them past.
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
-
-
-def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """``sum(w * x) / sum(w)``.
-
-    Raises:
-        ValueError: if the lengths differ, a weight is negative, or the weights sum to zero.
-    """
-    x, w = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-    if x.shape != w.shape:
-        raise ValueError(f"{x.size} values but {w.size} weights")
-    if (w < 0).any() or not w.sum() > 0:
-        raise ValueError("weights must be non-negative with a positive sum")
-    return float((w * x).sum() / w.sum())
+    return null_contrast / contrast if contrast else None
 
 
 def _check_level(level: float) -> None:

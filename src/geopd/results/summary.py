@@ -8,7 +8,6 @@ enter; the others are counted. Quantiles describe the spread over matrices; they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log
 from typing import Any
 
 import polars as pl
@@ -137,18 +136,6 @@ def complete(rows: pl.DataFrame) -> pl.DataFrame:
     A matrix that enters or leaves between checkpoints would move a mean along training without any weight moving.
     """
     return rows.filter((pl.col("status") == "ok").all().over("run", "matrix", "metric", "setting"))
-
-
-def explained_share(values: tuple[float, float], nulls: tuple[float, float]) -> float | None:
-    """Share of the contrast between two runs that their nulls already have: ``1 - delta r / delta log(value)``.
-
-    ``r = log(value / null)``. 1 means the nulls differ just as much, 0 that they do not differ, below 0 that they
-    differ the other way. None where the values are equal or a number is not positive.
-    """
-    if min(*values, *nulls) <= 0 or values[0] == values[1]:
-        return None
-    contrast = log(values[1] / values[0])
-    return 1 - (contrast - log(nulls[1] / nulls[0])) / contrast
 
 
 def rotation(row: dict[str, Any], suffix: str = "") -> float | None:

@@ -8,9 +8,12 @@ from geopd.spectral.angles import angle_error, principal_angles
 from geopd.spectral.decomposition import Decomposition, decompose, singular_values
 from geopd.spectral.leading import leading_triples
 from geopd.spectral.norms import frobenius, row_blocks
+from geopd.spectral.operands import Difference, Operand, checked_scale
 from geopd.spectral.selection import (
+    DOUBTFUL,
     Counts,
     MagnitudeMask,
+    Magnitudes,
     Mask,
     TieSplit,
     count_bins,
@@ -18,16 +21,22 @@ from geopd.spectral.selection import (
     smallest_magnitudes,
     split_at_share,
     split_blocks,
+    split_codes,
     visibly_changed,
 )
 
 __all__ = [
+    "DOUBTFUL",
     "Counts",
     "Decomposition",
+    "Difference",
     "MagnitudeMask",
+    "Magnitudes",
     "Mask",
+    "Operand",
     "TieSplit",
     "angle_error",
+    "checked_scale",
     "count_bins",
     "decompose",
     "frobenius",
@@ -39,5 +48,6 @@ __all__ = [
     "smallest_magnitudes",
     "split_at_share",
     "split_blocks",
+    "split_codes",
     "visibly_changed",
 ]

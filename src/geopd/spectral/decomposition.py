@@ -9,19 +9,19 @@ it is streamed in row blocks, always in its tall orientation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from numpy.typing import NDArray
 from scipy.linalg import blas, eigh_tridiagonal, lapack
 from torch import Tensor
 
+from geopd.spectral.operands import SYRK_ENTRIES, Operand, checked_scale, images, is_tall, tall_blocks
+
 EPS = float(torch.finfo(torch.float64).eps)
 _DIRECT = 96  # up to this many singular values LAPACK's SVD costs as much as the detour
-_BLOCK = 1 << 22  # entries of a float64 row block: 32 MiB
 _SQUARED = 1e-4  # sigma_k / sigma_1 below which squaring loses the leading vectors' digits
 Array = NDArray[np.float64]
 
@@ -53,6 +53,10 @@ class Decomposition:
             return 0
         floor = max(self.left.shape[0], self.right.shape[0]) * EPS * float(self.sigma[0])
         return int((self.sigma > self.sigma_error.clamp(min=floor)).sum())
+
+    def without_vectors(self) -> Decomposition:
+        """The same singular values and bounds, the vectors dropped."""
+        return replace(self, left=self.left[:, :0].clone(), right=self.right[:, :0].clone())
 
     def following(self, k: int) -> float:
         """sigma_{k+1}, 0 beyond the last.
@@ -93,7 +97,7 @@ class Decomposition:
         return min(without_gap, error + 2 * self.leading_sine(k) * float(self.sigma[0]))
 
 
-def decompose(W: Float[Tensor, "m n"], k: int) -> Decomposition:
+def decompose(W: Operand, k: int) -> Decomposition:
     """All singular values of W and its leading k vectors (k is cut to min(m, n)), in float64.
 
     Raises:
@@ -109,49 +113,20 @@ def decompose(W: Float[Tensor, "m n"], k: int) -> Decomposition:
     return found if found is not None else _by_qr(W, k, scale)
 
 
-def checked_scale(W: Float[Tensor, "m n"]) -> float:
-    """Largest magnitude of W, by which it is divided so that squares neither overflow nor underflow.
-
-    Raises:
-        ValueError: if W is not finite or not 2-D.
-    """
-    if W.ndim != 2:
-        raise ValueError(f"a matrix is needed, not a tensor of shape {tuple(W.shape)}")
-    if W.numel() == 0:
-        return 0.0
-    low, high = (float(x) for x in torch.aminmax(W))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("not finite: NaN or infinite entries have no singular values")
-    return max(-low, high)
-
-
-def _is_tall(W: Tensor) -> bool:
-    return bool(W.shape[0] >= W.shape[1])
-
-
-def tall_blocks(W: Float[Tensor, "m n"], scale: float, rows: int | None = None) -> Iterator[Float64[Tensor, "b p"]]:
-    """Row blocks of W / scale in float64 in its tall orientation; block sizes are a function of the shape alone."""
-    long, short = max(W.shape), min(W.shape)
-    rows = rows or max(1, _BLOCK // short)
-    for start in range(0, long, rows):
-        block = W[start : start + rows] if _is_tall(W) else W[:, start : start + rows].T
-        yield block.double() / scale
-
-
-def _zero(W: Tensor, k: int) -> Decomposition:
+def _zero(W: Operand, k: int) -> Decomposition:
     m, n = W.shape
     sigma = torch.zeros(min(m, n), dtype=torch.float64, device=W.device)
     left, right = (torch.zeros(size, k, dtype=torch.float64, device=W.device) for size in (m, n))
     return Decomposition(sigma, left, right, sigma, 0.0, False, 0.0, "zero matrix")
 
 
-def _oriented(W: Tensor, tall_left: Tensor, tall_right: Tensor) -> tuple[Tensor, Tensor]:
-    return (tall_left, tall_right) if _is_tall(W) else (tall_right, tall_left)
+def _oriented(W: Operand, tall_left: Tensor, tall_right: Tensor) -> tuple[Tensor, Tensor]:
+    return (tall_left, tall_right) if is_tall(W) else (tall_right, tall_left)
 
 
-def _direct(W: Tensor, k: int, scale: float) -> Decomposition:
+def _direct(W: Operand, k: int, scale: float) -> Decomposition:
     """LAPACK gesdd; the bound is the residual ||A - U S V^T||_F + sigma_1 (loss of orthogonality), evaluated."""
-    A = torch.cat(list(tall_blocks(W, scale)))
+    A = next(tall_blocks(W, scale, rows=max(W.shape)))
     U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
     identity = torch.eye(sigma.numel(), dtype=A.dtype, device=A.device)
     loss = float(torch.linalg.matrix_norm(U.T @ U - identity) + torch.linalg.matrix_norm(Vh @ Vh.T - identity))
@@ -171,11 +146,11 @@ def gram_rounding(n: int, sigma_1: float) -> float:
     return (16 + 2 * math.sqrt(n)) * EPS * sigma_1**2
 
 
-def _by_gram(W: Tensor, k: int, scale: float) -> Decomposition | None:
+def _by_gram(W: Operand, k: int, scale: float) -> Decomposition | None:
     """None where the leading values reach too far below the first for squaring, or a certificate fails."""
     n = min(W.shape)
     G, squares = _gram(W, scale)
-    values, V = _eigen_device(G, k) if W.is_cuda else _eigen_lapack(G, k)
+    values, V = _eigen_device(G, k) if W.device.type == "cuda" else _eigen_lapack(G, k)
     sigma = values.clamp(min=0.0).sqrt()
     top = float(sigma[0])
     tau = gram_rounding(n, top)
@@ -187,7 +162,7 @@ def _by_gram(W: Tensor, k: int, scale: float) -> Decomposition | None:
         return Decomposition(sigma * scale, left, right, _squared_error(sigma, tau) * scale, 0.0, True, 0.0, "gram")
     if float(sigma[k - 1]) < _SQUARED * top:
         return None
-    U = torch.cat([block @ V for block in tall_blocks(W, scale)]) / sigma[:k]
+    U = images(W, scale, V).div_(sigma[:k])
     loss = max(orthogonality_loss(U), orthogonality_loss(V))
     # U = A V / sigma, so the loss of U measures the residual of the vectors too
     if loss > 1e-6:
@@ -208,21 +183,22 @@ def orthogonality_loss(Q: Float64[Tensor, "n k"]) -> float:
     return float(torch.linalg.matrix_norm(Q.T @ Q - identity, ord="fro"))
 
 
-def _gram(W: Tensor, scale: float) -> tuple[Tensor, float]:
+def _gram(W: Operand, scale: float) -> tuple[Tensor, float]:
     """A^T A (lower triangle on the CPU) and ||A||_F^2, streamed."""
     n = min(W.shape)
+    rows = max(1, SYRK_ENTRIES // n)
     squares: list[float] = []
-    if W.is_cuda:
+    if W.device.type == "cuda":
         total = torch.zeros(n, n, dtype=torch.float64, device=W.device)
-        for block in tall_blocks(W, scale):
+        for block in tall_blocks(W, scale, rows=rows):
             total.addmm_(block.T, block)
             squares.append(float(torch.linalg.vector_norm(block)) ** 2)
         return total, math.fsum(squares)
     G: Array = np.zeros((n, n), order="F")
-    for block in tall_blocks(W, scale):
-        rows: Array = np.ascontiguousarray(block.numpy())
-        G = blas.dsyrk(1.0, rows.T, beta=1.0, c=G, lower=1, overwrite_c=1)
-        squares += np.einsum("ij,ij->i", rows, rows).tolist()
+    for block in tall_blocks(W, scale, rows=rows):
+        A: Array = block.numpy()
+        G = blas.dsyrk(1.0, A.T, beta=1.0, c=G, lower=1, overwrite_c=1)
+        squares += np.einsum("ij,ij->i", A, A).tolist()
     return torch.from_numpy(G), math.fsum(squares)
 
 
@@ -232,7 +208,12 @@ def _eigen_device(G: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _eigen_lapack(G: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """All eigenvalues and the leading k vectors from one tridiagonalisation (dsytrd, dsterf, dstemr, dormqr)."""
+    """All eigenvalues and the leading k vectors from one tridiagonalisation (dsytrd, dsterf, dstemr, dormqr).
+
+    Without vectors by torch's eigvalsh, whose two-stage reduction takes half the time.
+    """
+    if k == 0:
+        return torch.linalg.eigvalsh(G).flip(0), torch.zeros(G.shape[0], 0, dtype=torch.float64)
     A: Array = G.numpy()
     n = A.shape[0]
     work = int(lapack.dsytrd_lwork(n, lower=1)[0])
@@ -240,8 +221,6 @@ def _eigen_lapack(G: Tensor, k: int) -> tuple[Tensor, Tensor]:
     _require(info, "dsytrd")
     values, info = lapack.dsterf(d, e)
     _require(info, "dsterf")
-    if k == 0:
-        return _descending(values), torch.zeros(n, 0, dtype=torch.float64)
     _, Z = eigh_tridiagonal(d, e, select="i", select_range=(n - k, n - 1), lapack_driver="stemr")
     Z = np.array(Z[:, ::-1], order="F")  # a copy: one column reversed would keep its negative stride
     # dsytrd's Q is 1 + (n-1) reflectors below the first sub-diagonal: a QR's, one row down
@@ -260,7 +239,7 @@ def _require(info: int, routine: str) -> None:
         raise np.linalg.LinAlgError(f"LAPACK {routine} returned {info}")
 
 
-def singular_values(W: Float[Tensor, "m n"]) -> tuple[Float64[Tensor, " p"], float]:
+def singular_values(W: Operand) -> tuple[Float64[Tensor, " p"], float]:
     """All singular values by a streamed QR and the SVD of R, and a bound on their error: a few eps sigma_1 each.
 
     Raises:
@@ -273,13 +252,13 @@ def singular_values(W: Float[Tensor, "m n"]) -> tuple[Float64[Tensor, " p"], flo
     return sigma * scale, _stable_rounding(sigma, W) * scale
 
 
-def _stable_rounding(sigma: Tensor, W: Tensor) -> float:
+def _stable_rounding(sigma: Tensor, W: Operand) -> float:
     # every row block factors R anew; where the columns share a mean, 1187 blocks were seen to lose 80 eps sigma_1
     refactored = math.sqrt(max(W.shape) / min(W.shape))
     return (16 + 2 * math.sqrt(sigma.numel())) * refactored * EPS * float(sigma[0])
 
 
-def _triangle(W: Tensor, scale: float) -> Tensor:
+def _triangle(W: Operand, scale: float) -> Tensor:
     R: Tensor | None = None
     for block in tall_blocks(W, scale, rows=min(W.shape)):  # as many rows as R has: fewer would refactor R too often
         R = torch.linalg.qr(block if R is None else torch.cat([R, block]), mode="r").R
@@ -287,13 +266,12 @@ def _triangle(W: Tensor, scale: float) -> Tensor:
     return R
 
 
-def _by_qr(W: Tensor, k: int, scale: float) -> Decomposition:
+def _by_qr(W: Operand, k: int, scale: float) -> Decomposition:
     """Streamed QR, then the SVD of R; backward stable, so the error is a few eps sigma_1 whatever the spectrum."""
     _, sigma, Vh = torch.linalg.svd(_triangle(W, scale), full_matrices=False)
     V = Vh[:k].T.contiguous()
-    images = torch.cat([block @ V for block in tall_blocks(W, scale)])
     # columns of tiny singular values lose their orthogonality in A V / sigma: QR restores it, in order of size
-    Q, T = torch.linalg.qr(images)
+    Q, T = torch.linalg.qr(images(W, scale, V))
     U = Q * torch.where(torch.diagonal(T) < 0, -1.0, 1.0)
     bound = scale * _stable_rounding(sigma, W)
     left, right = _oriented(W, U, V)

@@ -6,36 +6,42 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
 
 from geopd.spectral.decomposition import EPS
+from geopd.spectral.operands import Operand
 
-_BLOCK = 1 << 20  # entries: a float64 block of either side stays in the last-level cache
+_SAFE = 1e-250, 1e250  # sums of squares that lost nothing to underflow and did not overflow
+_BLOCK = 1 << 18  # entries: float64 blocks of either side stay in the cache
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows that cover a matrix, each about a million entries; a pure function of the shape."""
-    rows = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+def row_blocks(shape: tuple[int, ...], entries: int = _BLOCK) -> Iterator[slice]:
+    """Slices of rows that cover a matrix, each of about so many entries; a pure function of the shape."""
+    rows = max(1, entries // max(1, math.prod(shape[1:])))
     return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
-def frobenius(W: Float[Tensor, "m n"], minus: Float[Tensor, "m n"] | None = None) -> tuple[float, float]:
-    """||W||_F, or ||W - minus||_F, and a bound on its rounding error, both in the unit of W.
+def frobenius(W: Operand) -> tuple[float, float]:
+    """||W||_F and a bound on its rounding error, both in the unit of W.
 
-    The difference is taken in float64. Rows are summed in float64 and their sums added exactly (math.fsum), so the
-    relative error of the sum of squares is at most (n + 2) eps, and of the difference's entries eps.
+    Rows are summed in float64 and their sums added exactly (math.fsum), so the relative error of the sum of squares is
+    at most (n + 2) eps, and of a difference's entries eps. Divided by the largest entry first where squares would leave
+    the range of the numbers.
     """
-    scale = max((float(_block(W, minus, rows).abs().max()) for rows in row_blocks(W.shape)), default=0.0)
-    if scale == 0.0:
-        return 0.0, 0.0
-    squares: list[float] = []
-    for rows in row_blocks(W.shape):
-        block = _block(W, minus, rows) / scale
-        squares += torch.linalg.vecdot(block, block).tolist()
-    norm = scale * math.sqrt(math.fsum(squares))
+    squared, scale = _sum_of_squares(W, 1.0), 1.0
+    if not _SAFE[0] < squared < _SAFE[1]:
+        scale = max((float(W[rows].double().abs().max()) for rows in row_blocks(W.shape)), default=0.0)
+        if scale == 0.0:
+            return 0.0, 0.0
+        squared = _sum_of_squares(W, scale)
+    norm = scale * math.sqrt(squared)
     return norm, norm * (W.shape[1] + 4) * EPS
 
 
-def _block(W: Tensor, minus: Tensor | None, rows: slice) -> Float64[Tensor, "b n"]:
-    return W[rows].double() if minus is None else W[rows].double() - minus[rows].double()
+def _sum_of_squares(W: Operand, scale: float) -> float:
+    squares: list[float] = []
+    for rows in row_blocks(W.shape):
+        block = W[rows].double()
+        if scale != 1.0:
+            block = block / scale
+        squares += torch.linalg.vecdot(block, block).tolist()
+    return math.fsum(squares) if all(map(math.isfinite, squares)) else math.inf

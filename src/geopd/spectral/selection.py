@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int16
+from jaxtyping import Bool, Float, Float64, Int16, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-_CHUNK = 1 << 20  # entries: a float64 chunk of either side stays in the last-level cache
+from geopd.spectral.norms import row_blocks
+from geopd.spectral.operands import Operand
+
+_CHUNK = 1 << 18  # entries: float64 chunks of either side stay in the cache
 N_MAGNITUDES = 1 << 15  # bf16 magnitudes: 15 bits beside the sign
 _TOP_BITS = 44  # low bits of a float64 that a bucket leaves open: what is left is its exponent and 8 bits of mantissa
 Counts = NDArray[np.int64]
@@ -37,14 +40,36 @@ def magnitude_bins(W: Float[Tensor, "..."]) -> Int16[Tensor, "..."]:
     return W.to(torch.bfloat16).view(torch.int16) & 0x7FFF
 
 
-def count_bins(bins: Int16[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Counts:
+@dataclass(frozen=True)
+class Magnitudes:
+    """``magnitude_bins`` of a matrix, made where it is sliced: two bytes an entry that need not be held."""
+
+    stored: Float[Tensor, "..."]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return tuple(self.stored.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where slices lie."""
+        return self.stored.device
+
+    def __getitem__(self, index: Any, /) -> Int16[Tensor, "..."]:
+        """The slice's indices."""
+        return magnitude_bins(self.stored[index])
+
+    def max(self) -> int:
+        """The largest index."""
+        return max(int(self[rows].max()) for rows in row_blocks(self.shape))
+
+
+def count_bins(bins: Operand, where: Bool[Tensor, "..."] | None = None) -> Counts:
     """How many entries (of those in ``where``) each of the 32768 magnitudes holds."""
-    flat, chosen = bins.reshape(-1), None if where is None else where.reshape(-1)
     total = torch.zeros(N_MAGNITUDES, dtype=torch.int64, device=bins.device)
-    for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        if chosen is not None:
-            chunk = chunk[chosen[start : start + _CHUNK]]
+    for rows in row_blocks(bins.shape):
+        chunk = bins[rows].reshape(-1) if where is None else bins[rows][where[rows]]
         total += torch.bincount(chunk.long(), minlength=N_MAGNITUDES)
     counts: Counts = total.cpu().numpy()
     return counts
@@ -56,7 +81,7 @@ class Mask(Protocol):
     A random set of entries then overlaps it by exactly alpha in expectation, and element order does not matter.
     """
 
-    def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:
+    def weight_by_bin(self, bins: Operand) -> NDArray[np.float64]:
         """How much of each bf16 magnitude of W0 the mask takes."""
         ...
 
@@ -65,27 +90,56 @@ class Mask(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+INSIDE, TIED, DOUBTFUL = 1, 2, 4
+
+
+@dataclass
 class TieSplit:
-    """The alpha share of entries of smallest (or largest) score: all ``inside``, and a ``share`` of the ``tied``."""
+    """The alpha share of entries of smallest (or largest) score: all inside, and a ``share`` of the tied.
 
-    inside: Bool[Tensor, "..."]
-    tied: Bool[Tensor, "..."]
+    ``codes``: INSIDE or TIED (0 is outside), plus DOUBTFUL where the rounding of the scores leaves the side of the cut
+    open.
+    """
+
+    codes: UInt8[Tensor, "..."]
     share: float
-    uncertain: Bool[Tensor, "..."] | None = None
-    """Entries whose side of the cut the rounding of their scores leaves open; None where there are none."""
+    _by_bin: NDArray[np.float64] | None = None
 
-    def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:
-        """How much of each bf16 magnitude of W0 the mask takes."""
-        return count_bins(bins, self.inside) + self.share * count_bins(bins, self.tied)
+    @property
+    def inside(self) -> Bool[Tensor, "..."]:
+        """Entries beyond the cut."""
+        return (self.codes & INSIDE).bool()
+
+    @property
+    def tied(self) -> Bool[Tensor, "..."]:
+        """Entries at the cut."""
+        return (self.codes & TIED).bool()
+
+    def weight_by_bin(self, bins: Operand) -> NDArray[np.float64]:
+        """How much of each bf16 magnitude of W0 the mask takes; ``bins`` are those of the matrix it was made for."""
+        if self._by_bin is None:
+            total = torch.zeros((TIED + 1) * N_MAGNITUDES, dtype=torch.int64, device=bins.device)
+            for rows in row_blocks(bins.shape):
+                joint = (self.codes[rows] & (INSIDE | TIED)).int().mul_(N_MAGNITUDES).add_(bins[rows])
+                total += torch.bincount(joint.reshape(-1), minlength=total.numel())
+            by_code = total.view(TIED + 1, -1).double().cpu().numpy()
+            self._by_bin = by_code[INSIDE] + self.share * by_code[TIED]
+        return self._by_bin
 
     def overlap(self, changed: Bool[Tensor, "..."], changed_by_bin: Counts) -> float | None:
         """Overlap with the changed entries; None where nothing changed."""
         total = int(changed_by_bin.sum())
         if total == 0:
             return None
-        inside, tied = int((changed & self.inside).sum()), int((changed & self.tied).sum())
-        return (inside + self.share * tied) / total
+        return (self._count(changed, INSIDE) + self.share * self._count(changed, TIED)) / total
+
+    def doubtful(self, changed: Bool[Tensor, "..."]) -> int:
+        """How many changed entries rounding leaves on an open side of the cut."""
+        return self._count(changed, DOUBTFUL)
+
+    def _count(self, changed: Bool[Tensor, "..."], code: int) -> int:
+        chunks = zip(*(torch.split(part.reshape(-1), _CHUNK) for part in (changed, self.codes)), strict=True)
+        return sum(int(torch.count_nonzero((codes & code).bool() & part)) for part, codes in chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +150,7 @@ class MagnitudeMask:
     """Share of each magnitude that is inside: 1 below the cut, 0 above, a fraction at it."""
     counts: Counts
 
-    def weight_by_bin(self, bins: Int16[Tensor, "..."]) -> NDArray[np.float64]:  # noqa: ARG002 - known already
+    def weight_by_bin(self, bins: Operand) -> NDArray[np.float64]:  # noqa: ARG002 - known already
         """How much of each bf16 magnitude of W0 the mask takes."""
         return self.weight * self.counts
 
@@ -125,9 +179,14 @@ def split_at_share(score: Float[Tensor, "..."], alpha: float, largest: bool) -> 
     position = min(int(np.floor(quota)), n - 1)
     signed = -score if largest else score
     cut = float(np.partition(signed.reshape(-1).cpu().numpy(), position)[position])
-    inside, tied = signed < cut, signed == cut
-    share = (quota - int(inside.sum())) / int(tied.sum())
-    return TieSplit(inside, tied, share)
+    codes = split_codes(signed < cut, signed == cut)
+    share = (quota - int((codes == INSIDE).sum())) / int((codes == TIED).sum())
+    return TieSplit(codes, share)
+
+
+def split_codes(inside: Bool[Tensor, "..."], tied: Bool[Tensor, "..."]) -> UInt8[Tensor, "..."]:
+    """INSIDE, TIED or 0, one byte an entry."""
+    return inside.to(torch.uint8).mul_(INSIDE).add_(tied, alpha=TIED)
 
 
 def smallest_magnitudes(counts: Counts, alpha: float) -> MagnitudeMask:
