@@ -12,7 +12,7 @@ from torch import Tensor
 
 from brute_force import bf16_steps
 from geopd.diagnostics import Comparison, OriginMatrix, Parameters
-from geopd.diagnostics.sparsity import measure, measure_lost, nulls_lost, ulps_apart
+from geopd.diagnostics.sparsity import measure, measure_lost, nulls_lost, steps_between
 from geopd.results import Measurement, Status
 from prescribed import normal
 
@@ -34,8 +34,10 @@ def values(before: Tensor, after: Tensor, parameters: Parameters = PARAMETERS) -
 def test_steps_between_two_numbers(a: float, b: float) -> None:
     one, other = (torch.tensor([x], dtype=torch.float32).bfloat16() for x in (a, b))
     if torch.isfinite(one).all() and torch.isfinite(other).all():
-        expected = bf16_steps(float(one), float(other))
-        assert ulps_apart(one, other).tolist() == ulps_apart(other, one).tolist() == [expected]
+        expected = bf16_steps(float(one), float(other)) * (1 if float(other) >= float(one) else -1)
+        for found, steps in ((steps_between(one, other), expected), (steps_between(other, one), -expected)):
+            assert (int(found) - steps) % 65536 == 0
+            assert abs(steps) <= 32767 or abs(int(found)) >= 256, "never taken for a small step"
 
 
 def test_steps_cross_zero_and_octaves() -> None:
@@ -44,7 +46,7 @@ def test_steps_cross_zero_and_octaves() -> None:
     b = torch.tensor(
         [-0.0, -tiny, 1 + 2.0**-7, 1 - 2.0**-8, -2 + 2.0**-7, -3.3895313892515355e38], dtype=torch.bfloat16
     )
-    assert ulps_apart(a, b).tolist() == [0, 2, 1, 1, 1, 2 * 0x7F7F]
+    assert steps_between(a, b).tolist() == [0, -2, 1, -1, 1, 65536 - 2 * 0x7F7F]
 
 
 def test_planted_steps_are_counted() -> None:
@@ -70,11 +72,12 @@ def test_one_step_is_the_headline(dtype: torch.dtype) -> None:
 
 
 def test_sweeps_larger_than_one_block() -> None:
-    before = (0.02 * normal(1, 1100, 1000)).float()
-    after = before + 1e-4 * normal(2, 1100, 1000).float()
+    before = (0.02 * normal(1, 300, 1000)).float()
+    after = before + 1e-4 * normal(2, 300, 1000).float()
     found = values(before, after)
-    apart = ulps_apart(before.bfloat16(), after.bfloat16())
-    assert found["min_ulp=4;view=bf16"] == 1 - int((apart >= 4).sum()) / before.numel()
+    ends = zip(before.bfloat16().view(-1).tolist(), after.bfloat16().view(-1).tolist(), strict=True)
+    far = sum(bf16_steps(a, b) >= 4 for a, b in ends)
+    assert found["min_ulp=4;view=bf16"] == 1 - far / before.numel()
     relative = (after.double() - before.double()).abs() / torch.maximum(before.abs(), after.abs()).double()
     assert found["eta=0.01;view=native"] == pytest.approx(float((relative <= 1e-2).double().mean()), abs=2e-6)
 

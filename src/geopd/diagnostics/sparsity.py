@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import BFloat16, Int32
+from jaxtyping import BFloat16, Int16
 from scipy.special import erf
 from torch import Tensor
 
@@ -75,9 +75,9 @@ def _sweeps(comparison: Comparison) -> dict[str, int]:
     steps, relative = dict.fromkeys(MIN_ULPS, 0), dict.fromkeys(etas, 0)
     for rows in row_blocks(comparison.stored.shape):
         before, after = comparison.origin.stored[rows], comparison.stored[rows]
-        apart = ulps_apart(before.bfloat16(), after.bfloat16())
+        moved = steps_between(before.bfloat16(), after.bfloat16())
         for least in steps:
-            steps[least] += int(torch.count_nonzero(apart >= least))
+            steps[least] += int(torch.count_nonzero((moved >= least) | (moved <= -least)))
         if etas:
             a, b = before.double(), after.double()
             size, distance = torch.maximum(a.abs(), b.abs()), (b - a).abs_()
@@ -88,16 +88,20 @@ def _sweeps(comparison: Comparison) -> dict[str, int]:
     }
 
 
-def ulps_apart(a: BFloat16[Tensor, "..."], b: BFloat16[Tensor, "..."]) -> Int32[Tensor, "..."]:
-    """How many bf16 numbers lie from one to the other, both zeros being one number; at most 65280."""
-    return (_ordered(a) - _ordered(b)).abs_()
+def steps_between(a: BFloat16[Tensor, "..."], b: BFloat16[Tensor, "..."]) -> Int16[Tensor, "..."]:
+    """How many bf16 numbers lie from a up to b, both zeros being one number, modulo 65536.
+
+    Finite numbers lie at most 65280 apart, so what has wrapped is still 256 or more from 0: far beyond any step asked
+    for. 16-bit integers take a third of the time of 32-bit ones.
+    """
+    return _ordered(b).sub_(_ordered(a))
 
 
-def _ordered(W: BFloat16[Tensor, "..."]) -> Int32[Tensor, "..."]:
+def _ordered(W: BFloat16[Tensor, "..."]) -> Int16[Tensor, "..."]:
     """Integers in the order of the bf16 numbers: the magnitude bits, with the sign."""
-    bits = W.view(torch.int16).int()
-    magnitude = bits & 0x7FFF
-    return torch.where(bits < 0, -magnitude, magnitude)
+    bits = W.view(torch.int16)
+    sign = bits >> 15
+    return (bits & 0x7FFF).bitwise_xor_(sign).sub_(sign)  # -x is ~x + 1
 
 
 def nulls(comparison: Comparison) -> list[Null]:
