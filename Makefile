@@ -38,6 +38,8 @@ docs: env
 
 bench: env
 	$(BIN)/python benchmarks/spectra.py
+	$(BIN)/python benchmarks/opd_step.py
+	$(BIN)/python benchmarks/locked.py
 
 clean:
 	rm -rf .venv docs/_build

@@ -137,13 +137,15 @@ class OriginMatrix:
             margin = (
                 0.0 if self.principal_rank == self.p else 2 * self.decomposition.leading_part_error(self.principal_rank)
             )
-            codes = torch.empty(self.stored.shape, dtype=torch.uint8, device=self.stored.device)
+            codes, doubtful = torch.empty(self.stored.shape, dtype=torch.uint8, device=self.stored.device), 0
             for rows, block in zip(row_blocks(self.stored.shape), self.reconstruction_blocks(), strict=True):
                 codes[rows] = split_codes(block > cut, block == cut)
                 if margin:
-                    codes[rows].add_((block - cut).abs_() <= margin, alpha=DOUBTFUL)
+                    near = (block - cut).abs_() <= margin
+                    codes[rows].add_(near, alpha=DOUBTFUL)
+                    doubtful += int(torch.count_nonzero(near))
             # one entry alone within rounding of the cut is the cut
-            if int(torch.count_nonzero(codes >= DOUBTFUL)) == 1:
+            if doubtful == 1:
                 codes &= DOUBTFUL - 1
             self._principal[alpha] = TieSplit(codes, share)
         return self._principal[alpha]

@@ -228,9 +228,13 @@ def split_blocks(
     position = int(np.searchsorted(upto, min(quota, n - 0.5), side="right"))
     before = int(upto[position - 1]) if position else 0
     bucket = len(buckets) - 1 - position if largest else position
-    found = np.sort(
-        np.concatenate([values[_bucket(block) == bucket] for block in blocks() for values in [_flat(block)]])
-    )
+    # into place: small results kept between large blocks would leave holes that no block fits again
+    found, held = np.empty(buckets[bucket]), 0
+    for block in blocks():
+        inside = _flat(block)[_bucket(block) == bucket]
+        found[held : held + len(inside)] = inside
+        held += len(inside)
+    found.sort()
     ordered = found[::-1] if largest else found
     cut = float(ordered[min(int(quota) - before, len(ordered) - 1)])
     ahead = before + int((found > cut).sum() if largest else (found < cut).sum())
