@@ -5,7 +5,13 @@ import itertools
 import pytest
 import torch
 
-from geopd.objectives import group_normalised_advantages, mixed_advantages, reverse_kl_advantages
+from geopd.objectives import (
+    group_normalised_advantages,
+    mixed_advantages,
+    normalised_mixture,
+    reverse_kl_advantages,
+    signal_energy,
+)
 
 VOCABULARY, LENGTH = 3, 3
 
@@ -56,6 +62,52 @@ def test_mixture_ends_are_exact():
     assert torch.equal(mixed_advantages(0.0, opd, rlvr), rlvr.unsqueeze(1).expand(4, 5))
     expected = 0.25 * opd + 0.75 * rlvr[:, None]
     assert torch.equal(mixed_advantages(0.25, opd, rlvr), expected)
+
+
+def ragged_signals():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 1, 1, 1]])
+    return 7 * torch.randn(3, 4, generator=generator), torch.randn(3, generator=generator), mask
+
+
+def test_signal_energy_counts_a_sequence_advantage_once_a_token_and_adds_up_over_parts():
+    opd, rlvr, mask = ragged_signals()
+    squares = [float(opd[i, t]) ** 2 for i in range(3) for t in range(4) if mask[i, t]]
+    expected = [7.0, sum(squares), float(3 * rlvr[0] ** 2 + rlvr[1] ** 2 + 3 * rlvr[2] ** 2)]
+    energy = signal_energy(opd, rlvr, mask)
+    assert energy.tolist() == pytest.approx(expected, rel=1e-6)
+    parts = signal_energy(opd[:1], rlvr[:1], mask[:1]) + signal_energy(opd[1:], rlvr[1:], mask[1:])
+    assert torch.allclose(parts, energy)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
+def test_ends_of_the_normalised_mixture_have_unit_rms_over_response_tokens(alpha):
+    opd, rlvr, mask = ragged_signals()
+    mixed = normalised_mixture(alpha, opd, rlvr, mask)[mask.bool()]
+    assert mixed.square().mean().item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_normalised_mixture_ignores_either_signals_scale_and_the_padding():
+    opd, rlvr, mask = ragged_signals()
+    mixed = normalised_mixture(0.3, opd, rlvr, mask)
+    other = normalised_mixture(0.3, 40 * opd.masked_fill(mask == 0, 9.0), rlvr / 30, mask)
+    assert torch.allclose(mixed[mask.bool()], other[mask.bool()], rtol=1e-5)
+
+
+def test_normalised_mixture_of_a_part_uses_the_energy_of_the_whole():
+    opd, rlvr, mask = ragged_signals()
+    energy = signal_energy(opd, rlvr, mask)
+    part = normalised_mixture(0.3, opd[1:], rlvr[1:], mask[1:], energy=energy)
+    assert torch.equal(part, normalised_mixture(0.3, opd, rlvr, mask)[1:])
+
+
+def test_a_signal_that_is_zero_stays_zero_when_normalised():
+    opd, rlvr, mask = ragged_signals()
+    assert torch.equal(normalised_mixture(0.0, opd, torch.zeros(3), mask), torch.zeros(3, 4))
+    mixed = normalised_mixture(0.5, torch.zeros(3, 4), rlvr, mask)
+    assert torch.equal(mixed, 0.5 * normalised_mixture(0.0, opd, rlvr, mask))
+    empty = normalised_mixture(0.5, torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
+    assert torch.equal(empty, torch.zeros(1, 2))
 
 
 def policy(logits):
@@ -130,6 +182,9 @@ def test_expected_sampled_divergence_is_the_sequence_reverse_kl(logits):
         ),
         (lambda: mixed_advantages(1.5, torch.zeros(1, 1), torch.zeros(1)), "alpha=1.5"),
         (lambda: mixed_advantages(0.5, torch.zeros(2, 1), torch.zeros(1)), "do not fit"),
+        (lambda: normalised_mixture(0.5, torch.zeros(2, 1), torch.zeros(1), torch.ones(2, 1)), "do not fit"),
+        (lambda: normalised_mixture(-0.5, torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1)), "alpha=-0.5"),
+        (lambda: signal_energy(torch.zeros(1, 2), torch.zeros(1), torch.ones(1, 3)), "share one shape"),
     ],
 )
 def test_unusable_input_is_named(call, match):

@@ -4,7 +4,19 @@ from geopd.objectives.advantages import (
     GROUP_STD_OFFSET,
     group_normalised_advantages,
     mixed_advantages,
+    normalised_mixture,
     reverse_kl_advantages,
+    signal_energy,
 )
+from geopd.objectives.token_selection import TOKEN_SELECTIONS, token_weights
 
-__all__ = ["GROUP_STD_OFFSET", "group_normalised_advantages", "mixed_advantages", "reverse_kl_advantages"]
+__all__ = [
+    "GROUP_STD_OFFSET",
+    "TOKEN_SELECTIONS",
+    "group_normalised_advantages",
+    "mixed_advantages",
+    "normalised_mixture",
+    "reverse_kl_advantages",
+    "signal_energy",
+    "token_weights",
+]

@@ -13,7 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["GROUP_STD_OFFSET", "group_normalised_advantages", "mixed_advantages", "reverse_kl_advantages"]
+__all__ = [
+    "GROUP_STD_OFFSET",
+    "group_normalised_advantages",
+    "mixed_advantages",
+    "normalised_mixture",
+    "reverse_kl_advantages",
+    "signal_energy",
+]
 
 GROUP_STD_OFFSET = 1e-4
 """Added to a group's standard deviation by TRL's GRPO; kept so that the two agree to the last bit."""
@@ -104,9 +111,72 @@ def mixed_advantages(alpha: float, opd: Tensor, rlvr: Tensor) -> Tensor:
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha} is outside [0, 1]: 1 is pure distillation, 0 pure verifiable reward")
+    _check_fit(opd, rlvr)
+    return alpha * opd + (1.0 - alpha) * rlvr.unsqueeze(1)
+
+
+def signal_energy(opd: Tensor, rlvr: Tensor, mask: Tensor) -> Tensor:
+    """Response tokens and the energy of both signals over them: ``[N, sum A_OPD,t^2, sum A_RLVR^2]``.
+
+    The sums add up over the parts of a batch, so processes can reduce them; ``(energy / N).sqrt()`` is a root mean
+    square over tokens.
+
+    Args:
+        opd: (B, T) token advantages, nats.
+        rlvr: (B,) sequence advantages; each counts once for every token of its response.
+        mask: (B, T), nonzero at response tokens.
+
+    Returns:
+        (3,), float32.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_fit(opd, rlvr)
+    if mask.shape != opd.shape:
+        raise ValueError(f"opd {tuple(opd.shape)} and mask {tuple(mask.shape)} must share one shape (B, T)")
+    present = mask.bool()
+    lengths = present.sum(dim=1)
+    return torch.stack(
+        [
+            lengths.sum().float(),
+            opd.float().masked_fill(~present, 0.0).square().sum(),
+            (rlvr.float().square() * lengths).sum(),
+        ]
+    )
+
+
+def normalised_mixture(alpha: float, opd: Tensor, rlvr: Tensor, mask: Tensor, energy: Tensor | None = None) -> Tensor:
+    """The convex mixture of both signals at equal magnitude, which leaves their directions to differ.
+
+    ``A_t = alpha * A_OPD,t / rms(A_OPD) + (1 - alpha) * A_RLVR / rms(A_RLVR)`` with root mean squares over all
+    response tokens of the batch. A signal that is zero everywhere stays zero.
+
+    Args:
+        alpha: weight of distillation, in [0, 1].
+        opd: (B, T) token advantages, nats.
+        rlvr: (B,) sequence advantages.
+        mask: (B, T), nonzero at response tokens.
+        energy: :func:`signal_energy` of the whole batch, where these tensors are a part of it; theirs when None.
+
+    Returns:
+        (B, T), in units of a signal's root mean square.
+
+    Raises:
+        ValueError: alpha is outside [0, 1] or the shapes do not fit.
+    """
+    tokens, *energies = (signal_energy(opd, rlvr, mask) if energy is None else energy).unbind()
+    opd_rms, rlvr_rms = ((each / tokens.clamp(min=1.0)).sqrt() for each in energies)
+    return mixed_advantages(
+        alpha,
+        torch.where(opd_rms > 0, opd / opd_rms, 0.0),
+        torch.where(rlvr_rms > 0, rlvr / rlvr_rms, 0.0),
+    )
+
+
+def _check_fit(opd: Tensor, rlvr: Tensor) -> None:
     if opd.dim() != 2 or rlvr.dim() != 1 or opd.shape[0] != rlvr.shape[0]:
         raise ValueError(
             f"opd {tuple(opd.shape)} and rlvr {tuple(rlvr.shape)} do not fit: pass (B, T) token and (B,) sequence "
             "advantages of the same B responses"
         )
-    return alpha * opd + (1.0 - alpha) * rlvr.unsqueeze(1)

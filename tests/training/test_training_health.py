@@ -1,0 +1,112 @@
+"""Each known failure is said once, with its figure and remedy, from the logs TRL really writes."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from geopd.problems import character_tokenizer
+from geopd.training import ScoreWeightedTrainer
+from geopd.training.health import TrainingHealth
+from geopd.training.objective import Objective
+from tiny_on_policy import make
+
+ARGS = SimpleNamespace(max_completion_length=64)
+
+
+def run(health, rows, *, main=True):
+    """The callback sees each row as Trainer.log shows it: appended to the history first."""
+    state = SimpleNamespace(is_world_process_zero=main, log_history=[], global_step=0)
+    for row in rows:
+        state.global_step += 10
+        state.log_history.append({**row, "step": state.global_step})
+        health.on_log(ARGS, state, None, logs=row)
+
+
+def lengths(*values):
+    return [{"completions/mean_length": value} for value in values]
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.WARNING, logger="geopd.training.health")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_growing_completions_are_said_once_at_the_first_crossing(said):
+    run(TrainingHealth(window=2), lengths(10, 10, 15, 20, 24, 30, 60, 100))
+    (message,) = said()
+    assert message.startswith("step 50: completions have grown from 10.0 to 22.0 tokens")
+    assert "lower the learning rate" in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(10, 10, 30), (10, 10, 15, 19.9), (10, 40, 30, 39, 39), (60, 40, 20, 10)],
+    ids=["too_few", "below_the_factor", "no_longer_growing", "shrinking"],
+)
+def test_lengths_that_are_not_running_away_are_not_said(values, said):
+    run(TrainingHealth(window=2), lengths(*values))
+    assert said() == []
+
+
+def test_a_resumed_run_remembers_how_long_completions_were(said):
+    health, rows = TrainingHealth(window=2), lengths(10, 10, 20)
+    history = [*rows, {"completions/mean_length": 30.0}]
+    state = SimpleNamespace(is_world_process_zero=True, log_history=history, global_step=40)
+    health.on_log(ARGS, state, None, logs=history[-1])
+    assert "from 10.0 to 25.0" in said()[0]
+
+
+def test_mostly_truncated_completions_are_said_with_the_limit(said):
+    run(TrainingHealth(), [{"completions/clipped_ratio": value} for value in (0.5, 0.62, 0.9)])
+    (message,) = said()
+    assert message.startswith("step 20: 62% of completions were cut off at max_completion_length=64: raise it")
+
+
+def test_sampler_and_trainer_that_disagree_are_said_in_nats(said):
+    rows = [{"sampling/sampling_logp_difference/mean": value} for value in (0.02, 0.1, 0.256, 0.3)]
+    run(TrainingHealth(), rows)
+    (message,) = said()
+    assert message.startswith("step 30: sampler and trainer differ by 0.256 nats a sampled token")
+    assert "vllm_importance_sampling_correction" in message
+
+
+def test_every_failure_is_said_by_itself_and_only_on_the_main_process(said):
+    row = {"completions/clipped_ratio": 1.0, "sampling/sampling_logp_difference/mean": 1.0}
+    run(TrainingHealth(), [row, row], main=False)
+    assert said() == []
+    run(TrainingHealth(), [row, row])
+    assert len(said()) == 2
+
+
+def test_figures_that_are_missing_or_of_an_evaluation_are_passed_over(said):
+    rows = [{"completions/clipped_ratio": None}, {"eval_completions/clipped_ratio": 1.0}, {"train_runtime": 1.0}]
+    run(TrainingHealth(), rows)
+    assert said() == []
+
+
+@pytest.mark.parametrize("setting", [{"growth": 1.0}, {"truncated": 1.0}, {"mismatch": 0.0}, {"window": 0}], ids=str)
+def test_thresholds_out_of_range_are_named(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        TrainingHealth(**setting)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_real_run_that_never_ends_its_responses_is_warned_of(tmp_path, said):
+    """The names of the figures are TRL's own: an untrained model of 24 tokens rarely ends within 2."""
+    config = {"max_completion_length": 2, "logging_steps": 1}
+    trainer = make(
+        ScoreWeightedTrainer,
+        character_tokenizer(),
+        tmp_path,
+        steps=1,
+        config=config,
+        objective=Objective(0.0),
+        callbacks=[TrainingHealth()],
+    )
+    trainer.train()
+    assert "of completions were cut off at max_completion_length=2" in said()[0]
+    logged = {key for row in trainer.state.log_history for key in row}
+    assert "completions/mean_length" in logged
