@@ -1,0 +1,257 @@
+"""Reward functions by name, as TRL calls them: ``(prompts, completions, answer=..., **columns) -> list of float``.
+
+``exact`` compares text, ``math_verify`` compares mathematics, ``arithmetic`` is the miniature's verifier, and
+``package.module:function`` or ``file.py:function`` is anyone's own. The first three give 0 or 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from geopd.problems import parse_prompt, verify
+from geopd.training.killable_verifier import KillableVerifier, VerifierFault
+
+__all__ = [
+    "DEFAULT_ANSWER_MARKER",
+    "ArithmeticReward",
+    "ExactReward",
+    "ImportedReward",
+    "MathReward",
+    "reward_functions",
+]
+
+DEFAULT_ANSWER_MARKER = "Answer:"
+"""What dapo-math-17k's prompts ask the last line to begin with."""
+
+_LOG = logging.getLogger(__name__)
+
+Reward = Callable[..., list[float]]
+
+
+def reward_functions(
+    names: Sequence[str],
+    *,
+    answer_marker: str = DEFAULT_ANSWER_MARKER,
+    math_seconds: float = 5.0,
+    folder: str | Path | None = None,
+) -> list[Reward]:
+    """Reward functions for ``GRPOTrainer(reward_funcs=...)``.
+
+    Args:
+        names: ``exact``, ``math_verify``, ``arithmetic``, ``package.module:function`` or ``path/file.py:function``.
+        answer_marker: of ``exact``.
+        math_seconds: of ``math_verify``, per response.
+        folder: where modules and files of one's own are looked for; None is the working directory.
+
+    Raises:
+        ValueError: a name is unknown, given twice, or not importable; or math-verify is not installed.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"rewards {', '.join(names)}: one is given twice; TRL reports each by its name")
+    made: list[Reward] = []
+    for name in names:
+        if name == "exact":
+            made.append(ExactReward(answer_marker))
+        elif name == "math_verify":
+            made.append(MathReward(math_seconds))
+        elif name == "arithmetic":
+            made.append(ArithmeticReward())
+        else:
+            made.append(ImportedReward(name, folder))
+    return made
+
+
+class ExactReward:
+    """1.0 where the text after the last marker, up to the end of its line, is the answer; blanks around it are ignored.
+
+    Args:
+        marker: what precedes the final answer; ``""`` compares the whole response.
+    """
+
+    __name__ = "exact"
+
+    def __init__(self, marker: str = DEFAULT_ANSWER_MARKER) -> None:
+        self.marker = marker
+
+    def __call__(
+        self, prompts: list[Any], completions: list[Any], answer: list[str] | None = None, **_: Any
+    ) -> list[float]:
+        """Scores of a batch. Raises ValueError when the ground truth is missing."""
+        truths = _truths(answer, prompts, self.__name__)
+        return [float(self._final(_text(c)) == truth.strip()) for c, truth in zip(completions, truths, strict=True)]
+
+    def _final(self, text: str) -> str | None:
+        if not self.marker:
+            return text.strip()
+        _, found, rest = text.rpartition(self.marker)
+        return rest.strip().partition("\n")[0].strip() if found else None
+
+
+class MathReward:
+    """1.0 where math-verify finds the final answer equal to the ground truth.
+
+    The comparison runs in a worker that is killed when one response takes longer than ``seconds``. A response that
+    could not be judged scores 0 and is counted in :attr:`faults` by kind; the trainer's logger gets the batch's number
+    as ``math_verify/not_judged``.
+
+    Args:
+        seconds: per response.
+
+    Raises:
+        ValueError: math-verify is not installed.
+    """
+
+    __name__ = "math_verify"
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ValueError("reward math_verify needs the package math-verify: run `pip install math-verify`")
+        self.faults: Counter[str] = Counter()
+        self._verifier = KillableVerifier("geopd.training.math_score:math_score", seconds=seconds)
+
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        answer: list[str] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        """Scores of a batch. Raises ValueError when the ground truth is missing."""
+        before = self.faults.total()
+        truths = _truths(answer, prompts, self.__name__)
+        scores = [self._score(truth, _text(c)) for c, truth in zip(completions, truths, strict=True)]
+        if log_metric is not None:
+            log_metric("math_verify/not_judged", float(self.faults.total() - before))
+        return scores
+
+    def close(self) -> None:
+        """End the worker; the next batch starts another."""
+        self._verifier.close()
+
+    def _score(self, truth: str, text: str) -> float:
+        try:
+            return self._verifier.score(truth, text)
+        except VerifierFault as fault:
+            self.faults[fault.kind] += 1
+            if self.faults[fault.kind] == 1:
+                _LOG.warning("math_verify: %s; scored 0, as are later ones, unsaid: %r", fault, text[-200:])
+            return 0.0
+
+
+class ArithmeticReward:
+    """The verifier of :mod:`geopd.problems`: 1.0 where the text after the only ``>`` is the exact result."""
+
+    __name__ = "arithmetic"
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        """Scores of a batch. Raises ValueError when a prompt is no arithmetic question."""
+        pairs = zip(prompts, completions, strict=True)
+        return [verify(parse_prompt(_text(prompt)), _text(completion)) for prompt, completion in pairs]
+
+
+class ImportedReward:
+    """A reward function of one's own, with errors that carry its name.
+
+    Args:
+        name: ``package.module:function`` or ``path/file.py:function``.
+        folder: where it is looked for beside the installed packages; None is the working directory.
+
+    Raises:
+        ValueError: the name is no known reward, or cannot be imported, or is no plain function.
+    """
+
+    def __init__(self, name: str, folder: str | Path | None = None) -> None:
+        place, separator, attribute = name.rpartition(":")
+        if not separator or not place or not attribute:
+            raise ValueError(
+                f"reward {name!r} is unknown: use exact, math_verify, arithmetic, or package.module:function"
+            )
+        root = Path.cwd() if folder is None else Path(folder)
+        try:
+            module = _module_of_file(root / place) if place.endswith(".py") else _module(place, root)
+        except Exception as error:
+            raise ValueError(
+                f"reward {name!r}: {place} cannot be imported from {root} ({type(error).__name__}: {error})"
+            ) from error
+        if not hasattr(module, attribute):
+            raise ValueError(f"reward {name!r}: {place} has no {attribute!r}; check the name after the colon")
+        self._function = getattr(module, attribute)
+        if not callable(self._function):
+            raise ValueError(f"reward {name!r} is {type(self._function).__name__}, not a function: name a function")
+        if inspect.iscoroutinefunction(self._function):
+            raise ValueError(f"reward {name!r} is async: write a plain function")
+        self.name = name
+        self.__name__ = name
+
+    def __call__(self, *args: Any, **columns: Any) -> Any:
+        """The function's own rewards, or None where it gives none. Raises ValueError with its name when it fails."""
+        try:
+            rewards = self._function(*args, **columns)
+        except Exception as error:
+            raise ValueError(f"reward {self.name!r} failed ({type(error).__name__}: {error})") from error
+        if not isinstance(rewards, Sequence) or isinstance(rewards, str):
+            raise ValueError(
+                f"reward {self.name!r} returned {type(rewards).__name__}: return a list with one number or None a "
+                "completion"
+            )
+        for reward in rewards:
+            if reward is not None and not isinstance(reward, Real):
+                raise ValueError(f"reward {self.name!r} returned {reward!r} in its list: return numbers or None")
+        return list(rewards)
+
+
+def _truths(answer: list[str] | None, prompts: list[Any], name: str) -> list[str]:
+    if answer is None:
+        raise ValueError(f"reward {name!r} needs the column answer: load data with a ground truth (answer_column)")
+    for prompt, truth in zip(prompts, answer, strict=True):
+        if not isinstance(truth, str):
+            raise ValueError(f"reward {name!r}: the answer to {str(prompt)[:80]!r} is {truth!r}, not a text")
+    return answer
+
+
+def _text(turn: Any) -> str:
+    """The text of a prompt or completion: itself, or the last message's content, whose parts are joined."""
+    if isinstance(turn, str):
+        return turn
+    content = turn[-1].get("content") if turn else None
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content)
+    return content or ""
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module(name: str, root: Path) -> ModuleType:
+    with _on_path(root):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _on_path(root: Path) -> Iterator[None]:
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
