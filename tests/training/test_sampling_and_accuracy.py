@@ -170,3 +170,70 @@ def test_tasks_and_rollouts_refuse_what_cannot_be_judged():
         asked([Problem(1, "+", 2), Problem(1, "+", 2)]).by_prompt()
     with pytest.raises(ValueError, match="two responses or more"):
         Rollouts(prompts=4, samples=1, max_new_tokens=5)
+
+
+def test_left_padding_changes_no_response(model, tokenizer):
+    """Greedy responses to prompts of four lengths, padded together, against each prompt alone."""
+    prompts = ["1+2=", "123-45=", "9=", "100+200=", "77+8="]
+    rows = tokenizer(prompts)["input_ids"]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    together = decode(model, ids, temperature=0, prompt_mask=mask)
+    alone = torch.cat([decode(model, torch.tensor([row]), temperature=0) for row in rows])
+    assert torch.equal(together, alone)
+    assert len({tuple(row) for row in alone.tolist()}) > 2
+
+
+def test_padded_samples_follow_the_distribution_of_the_prompt_alone(model, tokenizer):
+    """First-token frequencies of a padded prompt against the softmax of an unpadded forward."""
+    count, row = 4000, tokenizer("1+2=")["input_ids"]
+    ids, mask = torch.tensor([[PAD] * 3 + row, tokenizer("123+45=")["input_ids"]]), torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    drawn = decode(model, ids, samples=count, prompt_mask=mask, generator=torch.Generator().manual_seed(1))[:count]
+    with torch.no_grad():
+        first = torch.softmax(model(input_ids=torch.tensor([row])).logits[0, -1], dim=-1)
+    frequencies = torch.bincount(drawn[:, 0], minlength=24) / count
+    tolerance = 5 * (first * (1 - first) / count).sqrt() + 2 / count
+    assert bool(((frequencies - first).abs() <= tolerance).all())
+
+
+def test_any_of_several_end_tokens_ends_a_response(model, prompts):
+    plain = decode(model, prompts, temperature=0)
+    token = int(plain[0, 1])
+    ended = sample_responses(
+        model, prompts, max_new_tokens=10, eos_token_id=[EOS, token], pad_token_id=PAD, temperature=0
+    )
+    for row, whole in zip(ended.tolist(), plain.tolist(), strict=True):
+        end = next((i for i, each in enumerate(whole) if each in (EOS, token)), 9)
+        assert row == whole[: end + 1] + [PAD] * (9 - end)
+
+
+def test_a_process_that_has_ended_keeps_the_others_company(model, prompts):
+    """Another process that never ends: as many forward passes as tokens, and the same responses."""
+    calls = []
+    together = decode(model, prompts, temperature=0, any_process=lambda here: calls.append(here) or True)
+    assert torch.equal(together, decode(model, prompts, temperature=0))
+    assert len(calls) == 9
+
+
+def test_accuracy_pads_and_judges_in_batches(model, tokenizer):
+    prompts = ["1+2=", "123-45=", "9=", "100+200="]
+    seen = []
+
+    def judge(problems, texts):
+        seen.append(list(problems))
+        return [float(sum(map(ord, text)) % 2) for text in texts]
+
+    task = VerifiableTask(prompts, str, lambda problem, text: judge([problem], [text])[0], judge)
+    value = accuracy(model, tokenizer, task, temperature=0.0, max_new_tokens=8, seed=0, prompts_a_batch=3)
+    alone = [
+        float(sum(map(ord, tokenizer.decode(row, skip_special_tokens=True))) % 2)
+        for prompt in prompts
+        for row in sample_responses(
+            model, torch.tensor([tokenizer(prompt)["input_ids"]]), max_new_tokens=8, eos_token_id=EOS,
+            pad_token_id=PAD, temperature=0,
+        )
+    ]  # fmt: skip
+    assert value == pytest.approx(clustered_mean(torch.tensor(alone).unsqueeze(1)))
+    assert [len(batch) for batch in seen] == [3, 1]

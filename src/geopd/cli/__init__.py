@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from geopd.cli.basis import basis
 from geopd.cli.check import check
 from geopd.cli.claims import claims
 from geopd.cli.export import export
@@ -19,6 +20,7 @@ from geopd.cli.plan import plan
 from geopd.cli.report import report
 from geopd.cli.show import show
 from geopd.cli.study import study
+from geopd.cli.train import train
 
 app = typer.Typer(
     name="geopd",
@@ -27,8 +29,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (study, plan, measure, show, check, claims, report, export):
+for _command in (study, plan, measure, show, check, claims, report, export, basis):
     app.command()(_command)
+# its keys are TRL's, which its own parser reads, --help among them
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 
 
 def main() -> None:

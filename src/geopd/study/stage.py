@@ -25,12 +25,13 @@ from geopd.problems import (
     distinct_problems,
     verify,
 )
-from geopd.study.stages import OnPolicy, Phase, Stage, stage_from_json, stage_seed
+from geopd.study.stages import Phase, Stage, stage_from_json, stage_seed
+from geopd.training.objective import Objective
 
 if TYPE_CHECKING:
     from geopd.training import VerifiableTask
 
-__all__ = ["run_stage"]
+__all__ = ["run_stage", "training_paradigm", "training_settings"]
 
 _EVALUATION_SHARE = 0.2  # of a stage's time, for the progress display only
 
@@ -103,57 +104,72 @@ def run_stage(folder: Path, parent: int | None = None) -> None:
 
 
 def _train(stage: Stage, seed: int, folder: Path, parents: dict[str, Path], progress: Progress) -> None:
+    """Train as ``geopd train`` does, with the stage's settings in place of a file."""
     from geopd.problems import character_tokenizer
-    from geopd.training import build_model, load_model, load_tokenizer
+    from geopd.training import StepReport, build_model, load_tokenizer, parse_config, supervised_dataset, train
 
     def report(step: int) -> None:
         progress((1 - _EVALUATION_SHARE) * step / stage.optimiser.steps, f"step {step} of {stage.optimiser.steps}")
 
-    if stage.shape is not None:
-        tokenizer = character_tokenizer()
-        model: Any = build_model(stage.shape, tokenizer, seed)
-    else:
-        tokenizer = load_tokenizer(folder / parents["start"])
-        model = load_model(folder / parents["start"])
-    common = {"run": folder, "save_at": stage.saved, "seed": seed, "report": report}
+    paths = {role: str(folder / path) for role, path in parents.items()}
+    tokenizer = character_tokenizer() if stage.shape is not None else load_tokenizer(paths["start"])
+    dataset = None
     if stage.on_policy is None:
-        history = _supervised(stage, seed, model, tokenizer, common)
-    else:
-        teacher = load_model(folder / parents["teacher"]) if "teacher" in parents else None
-        history = _on_policy(stage, stage.on_policy, seed, model, tokenizer, teacher, common)
-    (folder / "training_log.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-
-
-def _supervised(stage: Stage, seed: int, model: Any, tokenizer: Any, common: dict[str, Any]) -> Any:
-    from geopd.training import train_supervised
-
-    return train_supervised(
-        model,
-        tokenizer,
-        texts_of(stage.phases, stage.batch, seed),
-        stage.optimiser,
-        batch=stage.batch,
-        mask_prompt=all(phase.source == "arithmetic" for phase in stage.phases),
-        **common,
+        texts = texts_of(stage.phases, stage.batch, seed)
+        mask_prompt = all(phase.source == "arithmetic" for phase in stage.phases)
+        dataset = supervised_dataset(texts, tokenizer, mask_prompt=mask_prompt)
+    train(
+        parse_config(training_paradigm(stage), settings=training_settings(stage, seed, folder, paths)),
+        model=build_model(stage.shape, tokenizer, seed) if stage.shape is not None else None,
+        tokenizer=tokenizer,
+        dataset=dataset,
+        callbacks=[StepReport(report)],
+        quiet=True,
     )
 
 
-def _on_policy(
-    stage: Stage, rollouts: OnPolicy, seed: int, model: Any, tokenizer: Any, teacher: Any, common: dict[str, Any]
-) -> Any:
+def training_paradigm(stage: Stage) -> str:
+    """Which of ``geopd train``'s paradigms trains a stage."""
+    if stage.on_policy is None:
+        return "sft"
+    return Objective(stage.on_policy.alpha).paradigm
+
+
+def training_settings(stage: Stage, seed: int, folder: Path, paths: dict[str, str]) -> dict[str, Any]:
+    """A stage in the keys of ``geopd train``.
+
+    Args:
+        stage: what to train.
+        seed: of the stage.
+        folder: of the run.
+        paths: checkpoints by role, ``start`` and ``teacher``.
+    """
     from geopd.study.recipe import MAX_NEW_TOKENS
-    from geopd.training import Rollouts, train_on_policy
+    from geopd.training import trainer_arguments
 
-    return train_on_policy(
-        model,
-        tokenizer,
-        _task("train", rollouts.pool, seed),
-        stage.optimiser,
-        Rollouts(rollouts.prompts, rollouts.samples, MAX_NEW_TOKENS),
-        alpha=rollouts.alpha,
-        teacher=teacher,
-        **common,
-    )
+    rollouts = stage.on_policy
+    batch = stage.batch if rollouts is None else rollouts.prompts * rollouts.samples
+    settings = trainer_arguments(stage.optimiser, folder, batch, seed) | {
+        "checkpoint_steps": list(stage.saved),
+        "resume_every": 0,  # a stage that was interrupted starts over
+    }
+    if "start" in paths:
+        settings["model_name_or_path"] = paths["start"]
+    if rollouts is None:
+        prepared = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+        return settings | prepared | {"train_sampling_strategy": "sequential"}
+    settings |= {
+        "dataset": "problem:arithmetic",
+        "dataset_limit": rollouts.pool,
+        "dataset_seed": seed,
+        "reward": ["arithmetic"],
+        "num_generations": rollouts.samples,
+        "steps_per_generation": 1,
+        "max_completion_length": MAX_NEW_TOKENS,
+    }
+    if "teacher" in paths:
+        settings |= {"teacher": paths["teacher"], "teacher_dtype": "float32"}
+    return settings | ({"alpha": rollouts.alpha} if 0.0 < rollouts.alpha < 1.0 else {})
 
 
 def _task(split: Split, count: int, seed: int) -> VerifiableTask[Problem]:

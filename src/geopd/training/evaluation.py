@@ -7,7 +7,7 @@ problem are not independent, so the standard error is that of the per-problem me
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,15 @@ from geopd.training.task import VerifiableTask
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["Evaluation", "accuracy", "clustered_mean", "evaluate_model", "read_evaluations", "write_evaluations"]
+__all__ = [
+    "Evaluation",
+    "accuracy",
+    "clustered_mean",
+    "evaluate_model",
+    "read_evaluations",
+    "samples_of",
+    "write_evaluations",
+]
 
 _PROMPTS_A_BATCH = 250
 
@@ -33,7 +41,7 @@ class Evaluation:
 
     Args:
         step: optimiser steps behind the checkpoint.
-        benchmark: name of the problem set, here ``held_out`` or ``selection``.
+        benchmark: name of the problem set.
         decoding: ``greedy`` or ``avg@k``.
         n: number of problems.
         value: mean accuracy, 0 to 1.
@@ -71,42 +79,75 @@ def accuracy(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    prompts_a_batch: int = _PROMPTS_A_BATCH,
+    accelerator: Any = None,
 ) -> tuple[float, float]:
     """Mean verified accuracy over problems and its standard error, clustered by problem.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer; the prompts must have equal length in tokens.
+        model: a causal language model; may be sharded, if ``accelerator`` is given.
+        tokenizer: its tokenizer; prompts of unequal length are padded on the left.
         task: the problems, how they are asked and judged.
         samples: k responses a problem; 1 with temperature 0 is greedy.
         temperature: of sampling; 0 is greedy.
         max_new_tokens: longest response, the end token included.
         seed: of the draws; the global random state is neither read nor moved.
+        prompts_a_batch: problems decoded at a time.
+        accelerator: divides the problems over its processes; each must call.
 
     Raises:
-        ValueError: prompts differ in length, or fewer than two problems are given.
+        ValueError: fewer than two problems are given.
     """
-    generator = torch.Generator(model.device).manual_seed(seed)
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    # every process takes as many problems, so that all call a sharded model equally often; the surplus is dropped
+    share = -(-len(task.problems) // processes)
+    places = [min(rank * share + i, len(task.problems) - 1) for i in range(share)]
+    decoding: dict[str, Any] = {
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": _end_tokens(model, tokenizer),
+        "pad_token_id": _pad_token(tokenizer),
+        "temperature": temperature,
+        "generator": torch.Generator(model.device).manual_seed(seed + rank),
+        "any_process": _any_process(accelerator, model.device) if processes > 1 else None,
+    }
     scores: list[list[float]] = []
-    for start in range(0, len(task.problems), _PROMPTS_A_BATCH):
-        batch = task.problems[start : start + _PROMPTS_A_BATCH]
-        ids = tokenizer([task.prompt(problem) for problem in batch])["input_ids"]
-        if len({len(row) for row in ids}) != 1:
-            raise ValueError("prompts of unequal length: this evaluation decodes without padding, so group them first")
-        responses = sample_responses(
-            model,
-            torch.tensor(ids, device=model.device),
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            temperature=temperature,
-            generator=generator,
-        )
+    for start in range(0, share, prompts_a_batch):
+        batch = [task.problems[place] for place in places[start : start + prompts_a_batch]]
+        ids, mask = _left_padded([task.prompt(problem) for problem in batch], tokenizer)
+        responses = sample_responses(model, ids.to(model.device), prompt_mask=mask.to(model.device), **decoding)
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        for row, problem in enumerate(batch):
-            scores.append([task.verifier(problem, text) for text in texts[row * samples : (row + 1) * samples]])
-    return clustered_mean(torch.tensor(scores))
+        judged = task.judge([problem for problem in batch for _ in range(samples)], texts)
+        scores += [judged[row * samples : (row + 1) * samples] for row in range(len(batch))]
+    table = torch.tensor(scores, dtype=torch.float32)
+    if processes > 1:
+        table = accelerator.gather(table.to(accelerator.device)).cpu()[: len(task.problems)]
+    return clustered_mean(table)
+
+
+def _left_padded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, (B, P) each."""
+    rows = tokenizer(list(prompts))["input_ids"]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[_pad_token(tokenizer)] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found)
+
+
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Whatever ends a response: the tokenizer's end token and those the model declares."""
+    declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = [declared] if isinstance(declared, int) else list(declared or [])
+    return sorted({tokenizer.eos_token_id, *several} - {None})
+
+
+def _any_process(accelerator: Any, device: torch.device) -> Callable[[bool], bool]:
+    return lambda here: bool(accelerator.reduce(torch.tensor(float(here), device=device), reduction="sum") > 0)
 
 
 def evaluate_model(
@@ -119,6 +160,8 @@ def evaluate_model(
     decodings: Sequence[str],
     max_new_tokens: int,
     seed: int,
+    prompts_a_batch: int = _PROMPTS_A_BATCH,
+    accelerator: Any = None,
 ) -> list[Evaluation]:
     """Evaluations of one checkpoint, one for each of ``decodings`` (``greedy`` or ``avg@k`` at temperature 1).
 
@@ -127,20 +170,32 @@ def evaluate_model(
     """
     rows = []
     for decoding in decodings:
-        name, _, count = decoding.partition("@")
-        if decoding != "greedy" and not (name == "avg" and count.isdigit() and int(count) > 0):
-            raise ValueError(f"decoding {decoding!r} is unknown: use 'greedy' or 'avg@8'")
+        samples = samples_of(decoding)
         value, se = accuracy(
             model,
             tokenizer,
             task,
-            samples=1 if decoding == "greedy" else int(count),
-            temperature=0.0 if decoding == "greedy" else 1.0,
+            samples=samples or 1,
+            temperature=1.0 if samples else 0.0,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            prompts_a_batch=prompts_a_batch,
+            accelerator=accelerator,
         )
         rows.append(Evaluation(step, benchmark, decoding, len(task.problems), value, se))
     return rows
+
+
+def samples_of(decoding: str) -> int:
+    """k of ``avg@k``; 0 for ``greedy``.
+
+    Raises:
+        ValueError: the decoding is neither.
+    """
+    name, _, count = decoding.partition("@")
+    if decoding != "greedy" and not (name == "avg" and count.isdigit() and int(count) > 0):
+        raise ValueError(f"decoding {decoding!r} is unknown: use 'greedy' or 'avg@8'")
+    return 0 if decoding == "greedy" else int(count)
 
 
 def write_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> Path:

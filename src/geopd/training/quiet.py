@@ -9,12 +9,16 @@ import warnings
 __all__ = ["quiet_training_libraries"]
 
 
-def quiet_training_libraries() -> None:
-    """Set transformers, TRL, datasets and accelerate to errors only and forbid hub look-ups in this process.
+def quiet_training_libraries(*, offline: bool = True) -> None:
+    """Set transformers, TRL, datasets and accelerate to errors only, and by default forbid hub look-ups.
 
     Meant for a process of its own (a study stage, a command), because these settings are global.
+
+    Args:
+        offline: forbid hub look-ups.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if offline:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

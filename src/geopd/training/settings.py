@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["OptimiserSettings", "trainer_arguments"]
+if TYPE_CHECKING:
+    from trl import GRPOConfig
+
+    from geopd.training.task import Rollouts
+
+__all__ = ["OptimiserSettings", "on_policy_config", "trainer_arguments"]
 
 _SCHEDULES = ("constant", "cosine", "cosine_to_tenth")
 
@@ -50,7 +55,7 @@ class OptimiserSettings:
 
 
 def trainer_arguments(optimiser: OptimiserSettings, run: Path, batch: int, seed: int) -> dict[str, Any]:
-    """Keyword arguments common to SFTConfig and GRPOConfig: fp32, no logging service, no checkpoints of their own.
+    """Keyword arguments common to SFTConfig and GRPOConfig, and keys of ``geopd train``: fp32, no logging service.
 
     Args:
         optimiser: the optimiser's settings.
@@ -82,10 +87,35 @@ def trainer_arguments(optimiser: OptimiserSettings, run: Path, batch: int, seed:
         # fp32 throughout: the study's checkpoints are the master weights.
         "bf16": False,
         "activation_checkpointing": False,
-        "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 10,
         "dataloader_pin_memory": False,
         **schedules[optimiser.schedule],
     }
+
+
+def on_policy_config(optimiser: OptimiserSettings, rollouts: Rollouts, *, run: Path, seed: int) -> GRPOConfig:
+    """GRPO arguments for one update a rollout: prompts * samples responses at temperature 1, all in one batch.
+
+    ``loss_type="dapo"`` divides by the response tokens of the whole batch over all processes; the clipping range is
+    the paper's and inactive, since the ratio is 1 with one update a rollout. Nothing is saved.
+    """
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        **trainer_arguments(optimiser, run, rollouts.prompts * rollouts.samples, seed),
+        save_strategy="no",
+        num_generations=rollouts.samples,
+        steps_per_generation=1,
+        num_iterations=1,
+        max_completion_length=rollouts.max_new_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=0.0,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        loss_type="dapo",
+        scale_rewards="group",
+    )

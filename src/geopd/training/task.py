@@ -19,11 +19,19 @@ class VerifiableTask(Generic[P]):
         problems: what to ask.
         prompt: the text of a problem.
         verifier: reward of (problem, response text without end and padding tokens), 0 or 1.
+        batch_verifier: the same for many at once, where that is cheaper.
     """
 
     problems: Sequence[P]
     prompt: Callable[[P], str]
     verifier: Callable[[P, str], float]
+    batch_verifier: Callable[[Sequence[P], Sequence[str]], Sequence[float]] | None = None
+
+    def judge(self, problems: Sequence[P], responses: Sequence[str]) -> list[float]:
+        """The reward of each response to the problem at its place."""
+        if self.batch_verifier is not None:
+            return list(self.batch_verifier(problems, responses))
+        return [self.verifier(problem, text) for problem, text in zip(problems, responses, strict=True)]
 
     def by_prompt(self) -> dict[str, P]:
         """Problems by their text.

@@ -1,0 +1,294 @@
+"""One training run from its configuration: resolve, train or go on, and leave a run that the rest of geopd can read.
+
+The folder holds ``checkpoint-<step>`` (full weights), ``run.json`` (settings and origin), ``evaluations.json``,
+``training_log.json`` once the run has ended, and ``resume/`` until then.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from geopd.training.checkpoint_schedule import CheckpointSchedule
+from geopd.training.components import (
+    check_config_teacher,
+    load_rewards,
+    load_rows,
+    load_student,
+    load_student_tokenizer,
+    load_teacher,
+    local_folder,
+    projection_of,
+    student_size,
+    teacher_size,
+)
+from geopd.training.config import TrainConfig
+from geopd.training.data import load_prompts
+from geopd.training.evaluation_schedule import EvaluationSchedule, EvaluationSettings, rewarded_task
+from geopd.training.geometry_alarms import Alarms
+from geopd.training.health import TrainingHealth
+from geopd.training.monitor import GeometryMonitor
+from geopd.training.planning import TrainPlan, checkpoint_steps, make_plan, total_updates
+from geopd.training.projection import Projection
+from geopd.training.resume import (
+    check_same_settings,
+    discard_resume_points,
+    keep_resume_points,
+    last_resume_point,
+    resume_interval,
+)
+from geopd.training.rewards import reward_functions
+from geopd.training.run_record import LOG_FILE, decisive, origin_of, read_settings, settings_of, write_record
+from geopd.training.trainers import build_trainer, distillation_arguments, refuse_fsdp_on_cpu
+from geopd.training.trl_arguments import OnPolicyArguments
+
+__all__ = ["RunOutcome", "plan_run", "train"]
+
+_PROMPTS_LOOKED_AT = 256
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a call of :func:`train` went.
+
+    Args:
+        run: the run's folder.
+        updates: optimiser steps of the whole run; fewer than planned where an alarm ended it.
+        resumed_from: the step this call went on from; 0 for the start, ``updates`` where nothing was left to do.
+        history: the trainer's log.
+    """
+
+    run: Path
+    updates: int
+    resumed_from: int
+    history: list[dict[str, float]]
+
+
+def plan_run(config: TrainConfig, processes: int | None = None) -> TrainPlan:
+    """Resolve a configuration as far as it goes without weights, and say what it would do.
+
+    Args:
+        config: its settings.
+        processes: devices to plan for; those of this launch when None.
+
+    Raises:
+        ValueError: something does not exist or does not fit.
+    """
+    tokenizer = load_student_tokenizer(config)
+    dataset = load_rows(config)
+    load_rewards(config)
+    size, vocabulary = student_size(config)
+    check_config_teacher(config, tokenizer, vocabulary)
+    if config.run.evaluation is not None:
+        EvaluationSettings.from_settings(_mapping(config.run.evaluation))
+    if config.run.projection is not None:
+        projection_of(config).check(config.training)
+    if config.divergence != "sampled":
+        distillation_arguments(config)
+    return make_plan(
+        config,
+        model=size,
+        teacher=teacher_size(config),
+        rows=len(dataset),
+        sequence=_longest_sequence(config, tokenizer, dataset),
+        processes=processes or config.training.world_size,
+    )
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    dataset: Dataset | None = None,
+    rewards: list[Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    quiet: bool = False,
+) -> RunOutcome:
+    """Train, or go on where an interrupted call with the same settings stopped.
+
+    Args:
+        config: the run's settings; what follows replaces what they name.
+        model: the student.
+        tokenizer: the student's.
+        dataset: prompts or demonstrations in TRL's columns.
+        rewards: TRL reward functions.
+        callbacks: more callbacks of the Trainer.
+        quiet: do not print the log.
+
+    Raises:
+        ValueError: something does not exist or does not fit, or the folder holds a run with other settings.
+    """
+    refuse_fsdp_on_cpu(config.training)
+    run = Path(config.training.output_dir)
+    tokenizer = tokenizer if tokenizer is not None else load_student_tokenizer(config)
+    dataset = dataset if dataset is not None else load_rows(config)
+    rewards = rewards if rewards is not None else load_rewards(config)
+    updates = total_updates(config, len(dataset), config.training.world_size)
+    settings = settings_of(config, dataset, config.training.world_size)
+    history = _check_begun(run, settings)
+    if history is not None:
+        return RunOutcome(run, int(history[-1]["step"]), int(history[-1]["step"]), history)
+    point = last_resume_point(run, config.training)
+    config, steps = _with_resume_points(config), checkpoint_steps(config, updates)
+    model = model if model is not None else load_student(config)
+    check_config_teacher(config, tokenizer, model.config.get_text_config().vocab_size)
+    projection = projection_of(config) if config.run.projection is not None else None
+    if projection is not None:
+        projection.check(config.training)
+        model = projection.prepare(model)
+    trainer = build_trainer(
+        config,
+        model=model,
+        tokenizer=tokenizer,
+        dataset=dataset,
+        rewards=rewards,
+        teacher=load_teacher(config),
+        callbacks=list(callbacks),
+    )
+    _watch(trainer, config, run, steps, rewards, projection)
+    if quiet:
+        _without_printing(trainer)
+    keep_resume_points(trainer, run, point)
+    _run(trainer, config, run, settings, point, projection)
+    return RunOutcome(run, int(trainer.state.global_step), _step_of(point), list(trainer.state.log_history))
+
+
+def _check_begun(run: Path, settings: dict[str, Any]) -> list[dict[str, float]] | None:
+    """The log of a run that has ended; None where there is something left to do, with these settings.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, whose checkpoints would be mixed with this one's.
+    """
+    before = read_settings(run) if run.is_dir() else None
+    if before is None:
+        return None
+    check_same_settings(run, decisive(before), decisive(settings))
+    log = run / LOG_FILE
+    history: list[dict[str, float]] | None = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else None
+    return history
+
+
+def _run(
+    trainer: Any,
+    config: TrainConfig,
+    run: Path,
+    settings: dict[str, Any],
+    point: Path | None,
+    projection: Projection | None,
+) -> None:
+    """Train, between the first and the last word of ``run.json``."""
+    first = trainer.accelerator.is_main_process
+    origin = origin_of(config, run) if first else None
+    trainer.accelerator.wait_for_everyone()  # behind every process's look at the folder
+    if first:
+        run.mkdir(parents=True, exist_ok=True)
+        write_record(config, run, origin, settings)
+    trainer.train(resume_from_checkpoint=str(point) if point is not None else None)
+    if projection is not None:
+        settings = settings | {"projection_record": projection.record(trainer.model)}
+    if first:
+        write_record(config, run, origin, settings)
+        partial = run / f".{LOG_FILE}.partial"
+        partial.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+        partial.replace(run / LOG_FILE)
+        discard_resume_points(run)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _with_resume_points(config: TrainConfig) -> TrainConfig:
+    training = copy.copy(config.training)
+    every = resume_interval(training, config.run.resume_every)
+    training.save_strategy = "steps" if every else "no"
+    training.save_steps, training.save_total_limit = every or 500, 1
+    return replace(config, training=training)
+
+
+def _watch(
+    trainer: Any,
+    config: TrainConfig,
+    run: Path,
+    steps: tuple[int, ...],
+    rewards: list[Any],
+    projection: Projection | None,
+) -> None:
+    """Attach everything that looks on or writes while the trainer trains."""
+    if projection is not None:
+        projection.attach(trainer)
+    CheckpointSchedule(run, steps, trainer.processing_class).attach(trainer)
+    if config.paradigm != "sft":
+        trainer.add_callback(TrainingHealth())
+    if config.run.evaluation is not None:
+        _evaluation(config, run, steps, rewards, trainer.processing_class).attach(trainer)
+    if config.run.monitor is not None:
+        _monitor(config).attach(trainer)
+
+
+def _evaluation(
+    config: TrainConfig, run: Path, steps: tuple[int, ...], rewards: list[Any], tokenizer: Any
+) -> EvaluationSchedule:
+    plan = EvaluationSettings.from_settings(_mapping(config.run.evaluation))
+    if plan.reward is None and not rewards:
+        raise ValueError("evaluation has no reward to judge by: name one in it")
+    judge = reward_functions([plan.reward])[0] if plan.reward is not None else rewards[0]
+    rows = load_prompts(
+        plan.dataset, split=plan.split, subset=plan.subset, limit=plan.limit, answer_column=plan.answer_column
+    )
+    longest = plan.max_new_tokens or getattr(config.training, "max_completion_length", None)
+    if longest is None:
+        raise ValueError("evaluation has no max_new_tokens: name the longest response")
+    due = steps if plan.every is None else tuple(range(0, steps[-1] + 1, plan.every))
+    return EvaluationSchedule(run, due, plan, rewarded_task(rows.to_list(), tokenizer, judge), longest)
+
+
+def _monitor(config: TrainConfig) -> GeometryMonitor:
+    settings = dict(_mapping(config.run.monitor))
+    origin = settings.pop("origin", None) or config.run.origin or config.model.model_name_or_path
+    folder = local_folder(str(origin), config.model.model_revision)
+    if folder is None:
+        raise ValueError(f"monitor: {origin} is not on this machine, and W0 is read from disk: give its `origin`")
+    try:
+        if settings.get("alarms") is not None:
+            settings["alarms"] = Alarms(**settings["alarms"])
+        return GeometryMonitor(folder, **settings)
+    except TypeError as error:
+        raise ValueError(f"monitor: {error}") from error
+
+
+def _longest_sequence(config: TrainConfig, tokenizer: Any, dataset: Dataset) -> int:
+    """Tokens of the longest sequence, from the first rows and the settings."""
+    rows = dataset.select(range(min(len(dataset), _PROMPTS_LOOKED_AT)))
+    if isinstance(config.training, OnPolicyArguments):
+        prompt = max(len(_tokens(tokenizer, row["prompt"], True)) for row in rows)
+        return prompt + int(config.training.max_completion_length)
+    longest = max(sum(len(_tokens(tokenizer, part, False)) for part in row.values() if part) for row in rows) + 1
+    return min(longest, config.training.max_length) if config.training.max_length else longest
+
+
+def _tokens(tokenizer: Any, text: Any, opens: bool) -> list[int]:
+    if isinstance(text, list) and text and isinstance(text[0], dict) and "role" in text[0]:
+        text = tokenizer.apply_chat_template(text, add_generation_prompt=opens, tokenize=False)
+    ids: list[int] = tokenizer(text if isinstance(text, str) else "")["input_ids"]
+    return ids
+
+
+def _mapping(settings: dict[str, Any] | str | None) -> dict[str, Any]:
+    assert isinstance(settings, dict)  # the command line's JSON has been read by the configuration
+    return settings
+
+
+def _step_of(point: Path | None) -> int:
+    return int(point.name.rpartition("-")[2]) if point is not None else 0
+
+
+def _without_printing(trainer: Any) -> None:
+    """Drop the callback that prints each log line; the same figures stay in the trainer's history."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

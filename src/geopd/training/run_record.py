@@ -1,0 +1,112 @@
+"""What ``run.json`` says of a run: its settings, what it started from, and the versions behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from geopd.checkpoints import Origin, RunManifest, checkpoint_digest, read_run_manifest, write_run_manifest
+from geopd.training.components import local_folder
+from geopd.training.config import TrainConfig
+
+__all__ = ["LOG_FILE", "decisive", "origin_of", "read_settings", "settings_of", "write_record"]
+
+LOG_FILE = "training_log.json"
+"""The log of a finished run: its presence says that the run has ended."""
+
+_PACKAGES = ("geopd", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
+_NEVER = {
+    *("output_dir", "hub_token", "local_rank"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),  # mirrors of the newer names
+    "accelerator_config",  # always filled in by the Trainer
+}
+_WITHOUT_EFFECT = (
+    "versions",
+    "projection_record",
+    "run.resume_every",
+    "run.monitor",
+    *(f"training.{name}" for name in ("report_to", "run_name", "project", "disable_tqdm", "log_level")),
+    *(f"training.{name}" for name in ("logging_steps", "logging_strategy", "logging_first_step", "log_completions")),
+)
+_SAMPLED_ROWS = 64
+
+
+def settings_of(config: TrainConfig, dataset: Dataset, processes: int) -> dict[str, Any]:
+    """Every setting that is not at its library's default, the data's digest and the versions, as JSON types."""
+    groups: dict[str, Any] = {}
+    for name in ("model", "data", "run", "training", "reward", "teacher", "signal"):
+        if (group := getattr(config, name)) is not None:
+            groups[name] = _changed(group)
+    content = {
+        **groups,
+        "processes": processes,
+        "rows": {"count": len(dataset), "digest": _digest(dataset)},
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return found
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that leave the weights as they are: logging, the monitor, versions."""
+    kept: dict[str, Any] = {}
+    for group, values in settings.items():
+        if group in _WITHOUT_EFFECT:
+            continue
+        kept[group] = (
+            {name: value for name, value in values.items() if f"{group}.{name}" not in _WITHOUT_EFFECT}
+            if isinstance(values, dict)
+            else values
+        )
+    return kept
+
+
+def read_settings(run: Path) -> dict[str, Any] | None:
+    """The settings in a run's ``run.json``, or None."""
+    manifest = read_run_manifest(run)
+    return manifest.settings if manifest is not None else None
+
+
+def origin_of(config: TrainConfig, run: Path) -> Origin | None:
+    """The checkpoint updates are measured from, with its digest; None where it is not on this machine.
+
+    Its path is relative to the run for a neighbour, so that a folder of runs can be moved as a whole, and absolute
+    elsewhere.
+    """
+    name = config.run.origin or config.model.model_name_or_path
+    revision = config.model.model_revision if config.run.origin is None else None
+    folder = local_folder(name, revision) if name is not None else None
+    if folder is None:
+        return None
+    folder, run = folder.resolve(), run.resolve()
+    neighbour = folder.is_relative_to(run.parent.parent)
+    return Origin(os.path.relpath(folder, run) if neighbour else str(folder), checkpoint_digest(folder))
+
+
+def write_record(config: TrainConfig, run: Path, origin: Origin | None, settings: dict[str, Any]) -> None:
+    """Write ``run.json``."""
+    write_run_manifest(run, RunManifest(config.paradigm, int(config.training.seed), origin, settings))
+
+
+def _changed(group: Any) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if field.init and field.name not in _NEVER and value != default and value not in ([], {}):
+            found[field.name] = getattr(value, "value", value)
+    return found
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of up to 64 rows spread evenly: enough to notice other data, cheap for millions of rows."""
+    places = sorted({len(dataset) * i // _SAMPLED_ROWS for i in range(_SAMPLED_ROWS)} if len(dataset) else set())
+    rows = json.dumps([dataset[place] for place in places], sort_keys=True, default=str)
+    return hashlib.blake2b(rows.encode(), digest_size=16).hexdigest()
