@@ -7,8 +7,8 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from geopd.problems import character_tokenizer
+from geopd.training.bases_of_runs import basis_of_run
 from geopd.training.basis import Provenance, write_basis
-from geopd.training.basis_of_run import basis_of_run
 from geopd.training.language_model import ModelShape, build_model, load_model
 from geopd.training.named_parameters import named_parameters
 

@@ -1,7 +1,8 @@
 """geopd: geometry of on-policy distillation. Where post-training moved a language model's weights.
 
 The public API, loaded on first use: ``measure``, ``make_plan``, ``MeasureOptions``, ``read_results``, ``summarise``,
-``decide_claims``, ``write_report``, ``run_study``.
+``decide_claims``, ``write_report``, ``run_study``; for training ``parse_config``, ``train``, ``GeometryMonitor``,
+``basis_of_run``, ``Projection``.
 """
 
 from __future__ import annotations
@@ -16,30 +17,41 @@ if TYPE_CHECKING:
     from geopd.results import Results, read_results
     from geopd.results.summary import summarise
     from geopd.study import run_study
+    from geopd.training import GeometryMonitor, Projection, basis_of_run, parse_config, train
 
 _HOME = {
+    "GeometryMonitor": "geopd.training",
     "MeasureOptions": "geopd.engine",
     "MeasureOutcome": "geopd.engine",
+    "Projection": "geopd.training",
     "Results": "geopd.results",
+    "basis_of_run": "geopd.training",
     "decide_claims": "geopd.claims",
     "make_plan": "geopd.engine",
     "measure": "geopd.engine",
+    "parse_config": "geopd.training",
     "read_results": "geopd.results",
     "run_study": "geopd.study",
     "summarise": "geopd.results.summary",
+    "train": "geopd.training",
     "write_report": "geopd.report",
 }
 
 __all__ = [
+    "GeometryMonitor",
     "MeasureOptions",
     "MeasureOutcome",
+    "Projection",
     "Results",
+    "basis_of_run",
     "decide_claims",
     "make_plan",
     "measure",
+    "parse_config",
     "read_results",
     "run_study",
     "summarise",
+    "train",
     "write_report",
 ]
 

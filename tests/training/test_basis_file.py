@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints_on_disk import down_name, moved, q_name, save_run, save_tensors, small_weights, write_run_json
 from geopd.checkpoints import checkpoint_digest
+from geopd.training.bases_of_runs import basis_of_run, haar
 from geopd.training.basis import Basis, Provenance, pack_mask, read_basis, unpack_mask, write_basis
-from geopd.training.basis_of_run import basis_of_run, haar
 
 Q, DOWN = "layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"
 

@@ -10,8 +10,8 @@ import tiny_on_policy
 from checkpoints_on_disk import moved, save_model, save_tensors
 from geopd.problems import character_tokenizer
 from geopd.training.adapter_projection import adapted_layers, adapter_for
+from geopd.training.bases_of_runs import basis_of_run
 from geopd.training.basis import Basis, write_basis
-from geopd.training.basis_of_run import basis_of_run
 from geopd.training.language_model import build_model, load_model
 from geopd.training.leak import leak_of_checkpoint
 from geopd.training.projection import Projection

@@ -8,8 +8,8 @@ from transformers import Trainer
 
 import tiny_on_policy
 from geopd.problems import character_tokenizer
+from geopd.training.bases_of_runs import basis_of_run
 from geopd.training.basis import Basis, pack_mask, write_basis
-from geopd.training.basis_of_run import basis_of_run
 from geopd.training.language_model import build_model, load_model
 from geopd.training.leak import Leak, outside_energy
 from geopd.training.named_parameters import named_parameters

@@ -77,8 +77,9 @@ def test_defaults_are_those_of_the_paradigms():
         ("opd", {"reward": "exact"}, r"reward='exact': a list belongs here, such as \[exact\]"),
         ("opd", {"seed": [1, 2]}, "seed is a list"),
         ("opd", {"seed": {"a": 1}}, "seed is a mapping"),
-        ("opd", {"monitor": "every"}, "monitor is not JSON"),
+        ("opd", {"monitor": "every"}, "monitor must be a mapping"),
         ("opd", {"monitor": "[1]"}, "monitor must be a mapping"),
+        ("opd", {"monitor": "{every: [1"}, "monitor cannot be read"),
         ("opd", {"teacher_url": "http://here"}, "not both"),
         ("opd", {"teacher": None}, "as `teacher` .* or as `teacher_url`"),
         ("opd", {"rho": 0.5}, "set top-gap or random"),
@@ -169,8 +170,8 @@ def tiny_recipe(path, models, tmp_path):
     values |= {"origin": str(models / "student")} if "origin" in values else {}
     values |= {"teacher": str(models / "teacher")} if "teacher" in values else {}
     if "projection" in values:
+        from geopd.training.bases_of_runs import basis_of_run
         from geopd.training.basis import write_basis
-        from geopd.training.basis_of_run import basis_of_run
 
         run = tmp_path / "moved" / "checkpoint-1"
         save_model(run, 5)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from geopd.checkpoints import checkpoint_digest, open_run
 from geopd.problems import character_tokenizer, parse_prompt, verify
 from geopd.training import build_model, load_model, load_tokenizer, parse_config, read_evaluations
+from geopd.training.bases_of_runs import basis_of_run
 from geopd.training.basis import read_basis, write_basis
-from geopd.training.basis_of_run import basis_of_run
 from geopd.training.checkpoint_schedule import merged_weights
 from geopd.training.components import load_teacher
 from geopd.training.data import load_prompts

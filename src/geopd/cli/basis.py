@@ -38,8 +38,8 @@ def basis(
     from rich.console import Console
     from rich.progress import Progress
 
+    from geopd.training.bases_of_runs import basis_of_run
     from geopd.training.basis import write_basis
-    from geopd.training.basis_of_run import basis_of_run
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geopd.training.bases_of_runs import basis_of_run
     from geopd.training.basis import Basis, read_basis, write_basis
     from geopd.training.checkpoint_schedule import CheckpointSchedule, StepReport, save_checkpoint
     from geopd.training.compatibility import check_teacher, check_teacher_server
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from geopd.training.tokenised import supervised_dataset
 
 _HOME = {
+    "bases_of_runs": ("basis_of_run",),
     "basis": ("Basis", "read_basis", "write_basis"),
     "checkpoint_schedule": ("CheckpointSchedule", "StepReport", "save_checkpoint"),
     "compatibility": ("check_teacher", "check_teacher_server"),
@@ -101,6 +103,7 @@ __all__ = [
     "TrainingHealth",
     "VerifiableTask",
     "accuracy",
+    "basis_of_run",
     "build_model",
     "check_teacher",
     "check_teacher_server",

@@ -5,10 +5,10 @@ A field is a key of the YAML file and a flag of the command line. :mod:`geopd.tr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import yaml
 from trl import ModelConfig
 
 from geopd.training.objective import Objective
@@ -254,13 +254,14 @@ class TrainConfig:
 
 
 def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """A nested setting, which the command line gives as JSON."""
+    """A nested setting, which the command line gives as a YAML or JSON mapping."""
     if not isinstance(value, str):
         return value
     try:
-        found = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON ({error.msg}): give a mapping, such as '{{\"every\": 10}}'") from error
+        found = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise ValueError(f"{name} cannot be read ({where}): give a mapping, such as '{{every: 10}}'") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{name} must be a mapping, such as '{{\"every\": 10}}'")
+        raise ValueError(f"{name} must be a mapping, such as '{{every: 10}}', not {value!r}")
     return found
