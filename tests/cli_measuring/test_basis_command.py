@@ -56,6 +56,19 @@ def test_fewer_columns_and_what_was_left_out_are_said(world: Path, tmp_path: Pat
     assert "left out: layers.1.mlp.down_proj: did not move; training leaves it as it is" in result.out
 
 
+def test_a_folder_for_a_file_is_refused_before_the_work(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import geopd.training.bases_of_runs as working
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("worked before it looked where to write")
+
+    monkeypatch.setattr(working, "basis_of_run", never)
+    assert "a folder; name the file" in geopd("basis", "origin", world / "opd", "--out", tmp_path).complaint()
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["random", "origin", "mask"])
 def test_controls_and_masks(kind: str, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.safetensors"

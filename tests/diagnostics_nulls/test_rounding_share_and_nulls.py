@@ -11,7 +11,7 @@ from planted_updates import compare, planted, stable_rank, stored, structure, we
 from scipy.special import erf
 from torch import Tensor
 
-from geopd.diagnostics import Comparison, bf16_grid
+from geopd.diagnostics import Comparison, bf16_grid, gaussian_update, stable_rank_denoised
 from geopd.diagnostics.bf16_grid import UNITS, StepCounts, exponent_counts, exponents, regime, units
 from geopd.diagnostics.noise_nulls import nulls_hill, nulls_stable_rank
 from geopd.diagnostics.rounding import TOO_NOISY, measure, noise_verdict, on_grid_share
@@ -158,3 +158,64 @@ def test_steps_are_counted_by_row_and_column(monkeypatch: pytest.MonkeyPatch) ->
         assert counts @ counted.step**2 == pytest.approx((u**2).sum(axis=axis), rel=1e-12, abs=1e-16)
     whole = exponent_counts(count_bins(bins))
     assert (counted.rows.sum(axis=0)[1:] == whole[exponents(bins).max() - 30 : exponents(bins).max() + 1]).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9])
+def test_a_root_that_is_the_start_up_to_rounding_is_found(scale: float) -> None:
+    """Updates far above every step of W0: a zero origin, or one that is next to nothing."""
+    for shape in ((64, 64), (500, 40), (33, 77)):
+        for seed in range(20):
+            W = weights("plain", *shape, seed=seed)
+            before = (scale * weights("plain", *shape, seed=seed + 100)).bfloat16()
+            share = native(compare(before, W.bfloat16()))
+            assert share.status is Status.OK
+            assert share.value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_bracket_whose_end_is_the_root_up_to_rounding_is_widened() -> None:
+    for power in (1.0, 2.0, 0.5):
+        for i in range(200):
+            root = 8.0 * math.exp(i / 7)  # reached from root / 8 by the first step outwards
+            found = gaussian_update._solve(lambda x, power=power: x**power, root**power, root / 8)
+            assert found == pytest.approx(root, rel=1e-9)
+
+
+@pytest.mark.parametrize("end", ["both", "origin", "checkpoint"])
+def test_undefined_where_weights_are_beyond_the_range_of_bf16(end: str) -> None:
+    W = weights("plain", 16, 12)
+    before, after = W.clone(), W + 1e-3
+    if end != "checkpoint":
+        before[0, 0] = 1e200
+    if end != "origin":
+        after[0, 0] = -2e200
+    item = compare(before, after)
+    for rows in (measure(item), stable_rank_denoised.measure(item)):
+        wide, seen = rows
+        assert wide.status is Status.OK
+        assert seen.status is Status.UNDEFINED
+        assert seen.note is not None
+        assert "beyond the range of bf16" in seen.note
+    if end == "origin":
+        narrow = compare(before, after.bfloat16())
+        for (row,) in (measure(narrow), stable_rank_denoised.measure(narrow)):
+            assert row.status is Status.UNDEFINED
+            assert row.note is not None
+            assert "beyond the range of bf16" in row.note
+
+
+def test_cells_count_steps_between_groups_of_like_rows_and_columns() -> None:
+    W = weights("columns", 37, 23)
+    W[:10, :5] *= 16
+    bins = magnitude_bins(W.bfloat16())
+    counted, u = StepCounts.of(bins, count_bins(bins)), units(bins).numpy()
+    energy = u**2
+    sides = []
+    for axis in (0, 1):
+        size = energy.shape[axis]
+        group = np.empty(size, dtype=int)
+        group[np.argsort(-energy.sum(axis=1 - axis), kind="stable")] = np.arange(size) * 12 // size
+        sides.append(group)
+        assert counted.sizes[axis].tolist() == np.bincount(group, minlength=12).tolist()
+    expected = np.zeros((12, 12))
+    np.add.at(expected, (sides[0][:, None], sides[1][None, :]), energy)
+    assert counted.cells @ counted.step**2 == pytest.approx(expected, rel=1e-12)

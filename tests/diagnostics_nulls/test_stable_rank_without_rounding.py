@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted_updates import REGIMES, compare, planted, stable_rank, stored, structure, weights
 
+from geopd.diagnostics import stable_rank_denoised
 from geopd.diagnostics.bf16_grid import ENERGY, exponents
 from geopd.diagnostics.stable_rank_denoised import Denoised, _keep, denoise, measure
 from geopd.diagnostics.update_size import measure_stable_rank
@@ -162,3 +163,37 @@ def test_undefined_with_its_reason() -> None:
     (half,) = measure(compare(W.half(), W.half() + 1e-2))
     assert half.status is Status.UNDEFINED
     assert half.note == "float16: its rounding is not modelled"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1)], ids=str)
+@pytest.mark.parametrize("form", REGIMES)
+def test_a_single_row_or_column_is_of_rank_one(shape: tuple[int, int], form: str) -> None:
+    W = weights("plain", *shape)
+    (found,) = measure(planted(W, 1e-2 * torch.ones_like(W), form))
+    assert (found.status, found.value, found.error) == (Status.OK, 1.0, 0.0)
+
+
+def test_no_estimate_is_below_one() -> None:
+    for shape in ((40, 50), (300, 2), (130, 130)):
+        W = weights("plain", *shape).bfloat16()
+        after = W.clone()
+        after[0, 0] += 1
+        (found,) = measure(compare(W, after))
+        assert found.value is None or found.value >= 1.0
+
+
+def test_the_error_bounds_what_the_iteration_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = weights("plain", 700, 600)
+    before, after = stored(W, 1e-4 * structure("rank 16", W), "on-grid")
+    D, bins = after.double() - before.double(), magnitude_bins(before)
+    monkeypatch.setattr(stable_rank_denoised, "TOLERANCE", 0.02)
+    loose = denoise(D, bins, ENERGY["on-grid"])
+    monkeypatch.setattr(stable_rank_denoised, "TOLERANCE", 1e-11)
+    tight = denoise(D, bins, ENERGY["on-grid"])
+    assert loose.value is not None
+    assert loose.error is not None
+    assert tight.value is not None
+    assert tight.error is not None
+    assert 0 < tight.error <= loose.error
+    assert abs(loose.value - tight.value) <= loose.error
+    assert loose.error < 0.1 * loose.value

@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from numpy.linalg import LinAlgError
 
 from checkpoints_on_disk import save_run, save_tensors, small_weights
 from geopd.diagnostics import perturbation
 from geopd.engine import MeasureOptions, executor, measure
-from geopd.results import read_results
+from geopd.engine.task import Task
+from geopd.results import Part, read_results
 
 OPTIONS = MeasureOptions(rotation_k="p/4", principal_rank="p/4", similarity_k=(2,), hill_k=(4,))
 
@@ -54,3 +56,28 @@ def test_lapack_giving_up_on_a_matrix_is_told_and_tried_again(world: Path, monke
         patched.setattr(executor, "perform", gives_up)
         assert measure(world / "base", [world / "one"], world / "out", options=OPTIONS).exit_code == 1
     assert measure(world / "base", [world / "one"], world / "out", options=OPTIONS).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError, ZeroDivisionError, OverflowError, RuntimeError])
+def test_an_unexpected_error_in_one_matrix_fails_that_matrix_alone(
+    world: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    perform, struck = executor.perform, "layers.0.self_attn.q_proj"
+
+    def breaks(task: Task) -> list[Part]:
+        if task.weight.name == struck:
+            raise kind("f(a) and f(b) must have different signs")
+        return perform(task)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor, "perform", breaks)
+        outcome = measure(world / "base", [world / "one"], world / "out", options=OPTIONS)
+    reason = f"{kind.__name__}: f(a) and f(b) must have different signs"
+    assert outcome.exit_code == 1
+    assert outcome.failed == {"one": {struck: reason}}
+    table = read_results(world / "out").measurements
+    of_struck = table.filter(pl.col("matrix") == struck)
+    assert set(of_struck["status"]) == {"failed"}
+    assert set(of_struck["note"]) == {reason}
+    assert "failed" not in set(table.filter(pl.col("matrix") != struck)["status"])
+    assert measure(world / "base", [world / "one"], world / "out", options=OPTIONS).exit_code == 0, "tried again"

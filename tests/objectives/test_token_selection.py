@@ -91,7 +91,7 @@ def test_later_responses_can_be_drawn_without_the_earlier_ones():
         (("random", 0.0), "rho=0.0"),
         (("random", 1.5), "rho=1.5"),
         (("random", float("nan")), "rho=nan"),
-        (("all", 0.5), "1 where all are kept"),
+        (("all", 0.5), "set top-gap or random"),
     ],
 )
 def test_unusable_settings_are_named(arguments, match):

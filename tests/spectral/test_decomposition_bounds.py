@@ -161,17 +161,17 @@ def test_frobenius_norm_is_within_its_bound(scale: float) -> None:
 
 def test_selection_takes_exactly_its_share() -> None:
     score = torch.tensor([3.0, 1.0, 1.0, 1.0, 2.0, 5.0, 1.0], dtype=torch.float64)
-    split = split_at_share(score, 0.3, largest=False)
+    split = split_at_share(lambda: iter([score]), (7,), 0.3, largest=False)
     assert not split.inside.any()
     assert split.tied.tolist() == [False, True, True, True, False, False, True]
     assert split.share == pytest.approx(0.3 * 7 / 4)
-    top = split_at_share(score, 0.3, largest=True)
+    top = split_at_share(lambda: iter([score]), (7,), 0.3, largest=True)
     assert top.inside.nonzero().flatten().tolist() == [0, 5]
     assert top.tied.nonzero().flatten().tolist() == [4]
     assert top.share == pytest.approx(0.1)
     for alpha in (0.1, 0.5, 0.77):
         for largest in (False, True):
-            split = split_at_share(score, alpha, largest=largest)
+            split = split_at_share(lambda: iter(score.split(2)), (7,), alpha, largest=largest)
             assert int(split.inside.sum()) + split.share * int(split.tied.sum()) == pytest.approx(alpha * 7)
             assert 0 <= split.share <= 1
             everything = torch.ones(7, dtype=torch.bool)
@@ -187,7 +187,7 @@ def test_the_histogram_selects_as_sorting_does(alpha: float) -> None:
     bins = magnitude_bins(W)
     counts = count_bins(bins, changed)
     by_sorting, by_counting = (
-        split_at_share(W.double().abs(), alpha, False),
+        split_at_share(lambda: iter([W.double().abs()]), (50, 40), alpha, largest=False),
         smallest_magnitudes(count_bins(bins), alpha),
     )
     assert by_counting.overlap(changed, counts) == pytest.approx(by_sorting.overlap(changed, counts), abs=1e-14)
@@ -198,7 +198,7 @@ def test_the_histogram_selects_as_sorting_does(alpha: float) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, float("nan")])
 def test_a_share_outside_its_range_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        split_at_share(torch.ones(3), alpha, largest=False)
+        split_at_share(lambda: iter([torch.ones(3, dtype=torch.float64)]), (3,), alpha, largest=False)
 
 
 def test_magnitude_bins_are_ordered_and_blind_to_sign() -> None:

@@ -69,6 +69,9 @@ def test_a_low_rank_update_gives_fewer_columns_and_a_still_matrix_none(tmp_path)
     save_tensors(tmp_path / "b", changed)
     basis = basis_of_run(tmp_path / "a", tmp_path / "b", k=8)
     assert {name: V.shape[1] for name, V in basis.vectors.items()} == {Q: 2}
+    for kind in ("random", "origin"):  # a control is no larger than what it controls for
+        control = basis_of_run(tmp_path / "a", tmp_path / "b", k=8, kind=kind)
+        assert {name: V.shape for name, V in control.vectors.items()} == {Q: (16, 2)}
     assert set(basis.provenance.left_out.values()) == {"did not move"}
     assert len(basis.provenance.left_out) == 3
 
@@ -178,6 +181,30 @@ def test_damaged_files_are_named(tmp_path):
         save_file({"w": V}, path, metadata={"geopd_basis": json.dumps(entry | {"matrices": []})})
         with pytest.raises(ValueError, match=match):
             read_basis(path)
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left_there(world, tmp_path, monkeypatch):
+    basis = basis_of_run("origin", world / "opd", k=4, matrices=("attention",))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"folder: a folder; name the file to write in it"):
+        write_basis(tmp_path / "folder", basis)
+    with pytest.raises(ValueError, match=r"file is a file, and no folder can be made there"):
+        write_basis(tmp_path / "file" / "b.safetensors", basis)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(ValueError, match=r"is not writable; name another place"):
+            write_basis(tmp_path / "b.safetensors", basis)
+
+    def full(_tensors, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("geopd.training.basis.save_file", full)
+    with pytest.raises(ValueError, match=r"b.safetensors: cannot be written \(no space left\); make room"):
+        write_basis(tmp_path / "b.safetensors", basis)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
+    assert not any((tmp_path / "folder").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,15 @@ from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
+from checkpoints_on_disk import save_model
 from geopd.matrices import canonical_names
 from geopd.problems import character_tokenizer, distinct_problems
+from geopd.training.basis import Basis, write_basis
 from geopd.training.geometry_alarms import Alarms
-from geopd.training.language_model import ModelShape, build_model
+from geopd.training.language_model import ModelShape, build_model, load_model
 from geopd.training.live_geometry import METRICS
 from geopd.training.monitor import GeometryMonitor
+from tiny_projection import provenance
 
 # TRL 1.16 reads the old name of this property at every rollout; nothing of ours can avoid it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -152,11 +155,11 @@ def test_every_value_is_that_of_a_dense_float64_decomposition(tokenizer, origin,
     trainer = plain_trainer(tokenizer, tmp_path)
     W0 = canonical({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
     bases = {
-        name: torch.linalg.qr(torch.randn(W.shape[1], K + 2, generator=generator)).Q
+        name: torch.linalg.qr(torch.randn(W.shape[1], K + 2, generator=generator)).Q.contiguous()
         for name, W in W0.items()
         if name.rsplit(".", 1)[-1] in ATTENTION
     }
-    save_file({name: basis.contiguous() for name, basis in bases.items()}, tmp_path / "basis.safetensors")
+    write_basis(tmp_path / "basis.safetensors", Basis(bases, provenance()))
     weights = Weights()
     trainer.add_callback(weights)
     reference = tmp_path / "basis.safetensors"
@@ -285,6 +288,68 @@ def test_share_of_step_time_is_logged_once(tokenizer, origin, tmp_path, caplog):
     assert [r.message for r in caplog.records if "of the time of 2 steps" in r.message] != []
 
 
+def test_a_run_of_one_look_logs_its_cost_when_it_ends(tokenizer, origin, tmp_path):
+    trainer = plain_trainer(tokenizer, tmp_path, steps=3)
+    GeometryMonitor(origin, every=2, similarity_k=K).attach(trainer)
+    report = Report.into(trainer)
+    trainer.train()
+    shares = report.geometry("share_of_step_time")
+    assert list(shares) == [3]
+    seconds = recorded(tmp_path)[0]["seconds"]
+    assert shares[3] > 0
+    assert seconds > 0
+
+
+def alarmed(folder):
+    return [line["alarms"] for line in recorded(folder)]
+
+
+def test_bf16_weights_that_swallow_every_step_set_off_the_alarm(tokenizer, tmp_path, caplog):
+    """A step of 1e-9 is far below half a bf16 spacing of weights of about 0.02: nothing moves, look after look."""
+    model = start(tokenizer).bfloat16()
+    with torch.no_grad():
+        for value in model.parameters():
+            value[value.abs() < 1e-4] = 0.01  # next to 0 the spacing is finer
+    model.save_pretrained(tmp_path / "w0")
+    steps = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "weight_decay": 0.0}
+    trainer = plain_trainer(tokenizer, tmp_path, steps=6, model=model, **steps)
+    alarms = Alarms(invisible_below=0.01, stop=True)
+    GeometryMonitor(tmp_path / "w0", every=2, similarity_k=K, alarms=alarms).attach(trainer)
+    with caplog.at_level(logging.WARNING, "geopd.training.monitor"):
+        trainer.train()
+    assert recorded(tmp_path)[-1]["means"]["update_norm"] == 0.0
+    assert [bool(found) for found in alarmed(tmp_path)] == [False, True]
+    assert trainer.state.global_step == 4
+    assert "no weight moved at a learning rate of 1e-09" in caplog.text
+
+
+def test_a_healthy_warm_up_in_fp32_sets_off_nothing(tokenizer, origin, tmp_path):
+    """From a learning rate of 0 the share is far below the limit at the first looks, and grows."""
+    warm = {"learning_rate": 1e-5, "warmup_steps": 8, "lr_scheduler_type": "constant_with_warmup"}
+    trainer = plain_trainer(tokenizer, tmp_path, steps=8, **warm)
+    alarms = Alarms(invisible_below=0.5, stop=True)
+    GeometryMonitor(origin, every=1, similarity_k=K, alarms=alarms).attach(trainer)
+    trainer.train()
+    looks = recorded(tmp_path)
+    assert alarmed(tmp_path) == [[]] * 8
+    assert [line["learning_rate"] for line in looks] == pytest.approx([1e-5 * step / 8 for step in range(8)])
+    assert 0.0 == looks[0]["means"]["visible_share"] < looks[3]["means"]["visible_share"] < 0.5
+
+
+def test_expert_stacks_that_are_not_watched_are_counted_once(tmp_path, caplog):
+    base = save_model("qwen3_moe", tmp_path / "moe", dtype=torch.float32)
+    for patterns, expected in (("layers", 1), ("attention", 0)):
+        rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 8
+        args = TrainingArguments(**settings(tmp_path / patterns, 2))
+        trainer = Trainer(model=load_model(base), args=args, train_dataset=rows)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "geopd.training.monitor"):
+            GeometryMonitor(base, every=1, similarity_k=2, matrices=patterns).attach(trainer)
+            trainer.train()
+        said = [r.message for r in caplog.records if "experts" in r.message]
+        assert said == ["4 stacks of experts are not watched, such as layers.0.mlp.experts.down_proj"] * expected
+
+
 def test_an_update_that_is_zero_or_of_low_rank_leaves_values_undefined(tokenizer, origin, tmp_path):
     trainer = plain_trainer(tokenizer, tmp_path, steps=2, learning_rate=0.0)
     GeometryMonitor(origin, every=1, similarity_k=K).attach(trainer)
@@ -381,28 +446,48 @@ def test_unusable_settings_are_refused_before_the_first_step(tokenizer, origin, 
 def test_an_unfit_reference_is_refused_before_the_first_step(tokenizer, origin, tmp_path):
     names = [f"layers.{i}.self_attn.{leaf}" for i in range(2) for leaf in ATTENTION]
 
-    def refused(message, **bases):
-        save_file({name: torch.eye(32)[:, :K].contiguous() for name in names} | bases, tmp_path / "b.safetensors")
+    def refused(message, kind="update", **bases):
+        tensors = {name: torch.eye(32)[:, :K].contiguous() for name in names} | bases
+        masks = {name: torch.zeros(5, 4, dtype=torch.uint8) for name in names}
+        basis = Basis({}, provenance(kind=kind, widths=dict.fromkeys(names, 32)), masks)
+        write_basis(tmp_path / "b.safetensors", basis if kind == "mask" else Basis(tensors, provenance()))
         with pytest.raises(ValueError, match=message):
             GeometryMonitor(origin, similarity_k=K, reference=tmp_path / "b.safetensors").attach(
                 plain_trainer(tokenizer, tmp_path)
             )
 
-    refused("basis of layers.0.self_attn.q_proj is 32x3", **{names[0]: torch.zeros(32, 3)})
-    refused("basis of layers.0.self_attn.q_proj is 16x4, and 32 rows", **{names[0]: torch.zeros(16, 4)})
-    refused("a coordinate mask", **{names[0]: torch.zeros(32, 4, dtype=torch.uint8)})
-    refused("columns of layers.0.self_attn.q_proj are not orthonormal", **{names[0]: torch.ones(32, K)})
-    save_file({names[0]: torch.eye(32)}, tmp_path / "one.safetensors")
+    refused("basis of layers.0.self_attn.q_proj is 32x3", **{names[0]: torch.eye(32, 3)})
+    refused("basis of layers.0.self_attn.q_proj is 16x4, and 32 rows", **{names[0]: torch.eye(16, 4)})
+    refused("a coordinate mask", kind="mask")
+    write_basis(tmp_path / "one.safetensors", Basis({names[0]: torch.eye(32)}, provenance()))
+    save_file({name: torch.eye(32) for name in names}, tmp_path / "bare.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     for file, message in (
         ("one", "has no basis for layers.0.self_attn.k_proj"),
-        ("text", "not a readable"),
-        ("gone", "not a readable"),
+        ("bare", "reference .*bare.safetensors: safetensors, but not a basis; make one with `geopd basis"),
+        ("text", "reference .*text.safetensors: not a safetensors file"),
+        ("gone", "reference .*gone.safetensors: no such basis file"),
     ):
         with pytest.raises(ValueError, match=message):
             GeometryMonitor(origin, similarity_k=K, reference=tmp_path / f"{file}.safetensors").attach(
                 plain_trainer(tokenizer, tmp_path)
             )
+
+
+def test_a_reference_that_disappears_in_mid_run_is_no_longer_needed(tokenizer, origin, tmp_path):
+    class Remover(TrainerCallback):
+        def on_step_begin(self, _args, _state, _control, **_):
+            (tmp_path / "b.safetensors").write_bytes(b"damaged")
+
+    names = [f"layers.{i}.self_attn.{leaf}" for i in range(2) for leaf in ATTENTION]
+    basis = Basis({name: torch.eye(32)[:, :K].contiguous() for name in names}, provenance())
+    write_basis(tmp_path / "b.safetensors", basis)
+    trainer = plain_trainer(tokenizer, tmp_path, steps=2)
+    trainer.add_callback(Remover())
+    GeometryMonitor(origin, every=1, similarity_k=K, reference=tmp_path / "b.safetensors").attach(trainer)
+    trainer.train()
+    for line in recorded(tmp_path):
+        assert all(row["values"]["similarity_reference"] is not None for row in line["matrices"])
 
 
 def test_a_monitor_is_attached_exactly_once(tokenizer, origin, tmp_path):

@@ -5,15 +5,17 @@ import copy
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from checkpoints_on_disk import save_model, save_tensors
 from geopd.checkpoints import open_checkpoint
 from geopd.matrices import canonical_names
+from geopd.training.basis import Basis, write_basis
 from geopd.training.live_geometry import TOLERANCE, LiveGeometry
 from geopd.training.live_weights import live_matrices
+from tiny_projection import provenance
 
 # PEFT 0.21 and TRL 1.16 read the old name of this property; nothing of ours can avoid it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -73,6 +75,19 @@ def dense(merged, folder):
             "visible_share": float((after[name].bfloat16() != W0.bfloat16()).double().mean()),
         }
     return found
+
+
+def test_a_head_renamed_on_loading_is_found_in_the_origin(tmp_path):
+    """GPT-NeoX: ``embed_out`` on disk, ``lm_head`` in memory."""
+    folder = save_model("gpt_neox", tmp_path / "neox", dtype=torch.float32)
+    model = load(folder)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 0.25
+    (head,) = [matrix for matrix in watched(model, folder, "all") if matrix.weight.module == "head"]
+    assert head.origin_tensor == "embed_out.weight"
+    found = values(model, folder, "all")
+    assert found["lm_head"]["update_norm"] == pytest.approx(0.25)
+    assert sum(row["update_norm"] for row in found.values()) == pytest.approx(0.25)
 
 
 def assert_close(found, expected, rel):
@@ -221,7 +236,7 @@ def test_a_matrix_too_large_for_a_whole_decomposition_is_right_within_the_tolera
     model.layers = nn.ModuleList([nn.Linear(300, 400, bias=False)])
     model.layers[0].weight.data = (W0.double() + 1e-2 * (U * sigma) @ V.T).float()
     folder = save_tensors(tmp_path / "w", {"layers.0.weight": W0})
-    save_file({"layers.0": V[:, :2].float().contiguous()}, tmp_path / "basis.safetensors")
+    write_basis(tmp_path / "basis.safetensors", Basis({"layers.0": V[:, :2].float().contiguous()}, provenance()))
     origin = open_checkpoint(folder)
     geometry = LiveGeometry(origin, live_matrices(model, origin, ["layers"]), 2, tmp_path / "basis.safetensors")
     (row,) = geometry.look()

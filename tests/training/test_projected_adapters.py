@@ -79,6 +79,9 @@ def test_a_bf16_model_holds_its_adapter_in_fp32_and_rounding_leaks_by_itself(wor
     on_disk = leak_of_checkpoint(tmp_path / "start_bf16", tmp_path / "merged", projection.read)
     assert record["leak_bf16"] == pytest.approx(on_disk.share, rel=1e-2)
     assert record["leak_bf16"] > 1e-6
+    saved = projection.record(trainer.model, saved=tmp_path / "merged")
+    both = leak_of_checkpoint(world / "start", tmp_path / "merged", projection.read, dtype=torch.bfloat16)
+    assert saved["leak_bf16"] == both.share == pytest.approx(on_disk.share, rel=1e-12)
 
 
 def test_the_leak_is_of_the_directions_the_model_holds(world):

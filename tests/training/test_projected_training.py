@@ -1,6 +1,9 @@
 """Training inside a basis against plain-torch loops, and its leak against closed forms."""
 
+import ast
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,6 +240,19 @@ def test_the_leak_joins_the_log_of_an_on_policy_trainer_and_clears_nothing(tmp_p
     same = [{k: v for k, v in row.items() if not any(t in k for t in timed)} for rows in (often, once) for row in rows]
     assert len(same) == 4
     assert same[:2] == same[2:]
+
+
+def test_the_documented_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "lock.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        exec(compile(example, "lock.md", "exec"), {})
+    (printed,) = [line for line in capsys.readouterr().out.splitlines() if "basis_digest" in line]
+    record = ast.literal_eval(printed)
+    assert 0 < record["leak"] < 1e-10
+    assert (record["mode"], record["lr_scale"], record["base_moved"]) == ("adapter", "sqrt", 0)
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize("mode", ["adapter", "gradient", "mask"])

@@ -1,17 +1,21 @@
 """What cannot be confined, or would make arms incomparable, is refused by name."""
 
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
-from checkpoints_on_disk import save_model
+from checkpoints_on_disk import moved, save_model, save_tensors
 from geopd.problems import character_tokenizer
+from geopd.training.bases_of_runs import basis_of_run
 from geopd.training.basis import Basis, write_basis
 from geopd.training.language_model import ModelShape, build_model, load_model
 from geopd.training.leak import leak_of_checkpoint
+from geopd.training.named_parameters import globs_over
 from geopd.training.projection import Projection
 from tiny_projection import LR, SHAPE, adam, arguments, begin, make_batches, make_world, provenance, trained, trainer_of
 
@@ -40,6 +44,35 @@ def test_a_run_that_was_not_confined_cannot_be_resumed_inside(world, batches, tm
     other = trainer_of(world, batches, tmp_path, Projection(world / "update.safetensors", "gradient"), **saving)
     with pytest.raises(ValueError, match=r"cannot resume at step 2 .*it was confined to .*'mode': 'gradient'"):
         other.train(resume_from_checkpoint=str(tmp_path / "random" / "checkpoint-2"))
+
+
+def test_a_run_cannot_be_resumed_from_another_start(world, batches, tmp_path):
+    """The start is told by its content: at another place it is the same."""
+    saving, basis = {"save_strategy": "steps", "save_steps": 2}, world / "update.safetensors"
+    trained(world, batches, tmp_path, Projection(basis, "gradient", start=world / "start"), **saving)
+    other = trainer_of(world, batches, tmp_path, Projection(basis, "gradient", start=world / "base"), **saving)
+    with pytest.raises(ValueError, match=r"cannot resume at step 2 .*it was confined to .*'start': '[0-9a-f]{32}'"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    shutil.copytree(world / "start", tmp_path / "elsewhere")
+    same = trainer_of(world, batches, tmp_path, Projection(basis, "gradient", start=tmp_path / "elsewhere"), **saving)
+    same.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same.state.global_step == 4
+
+
+def test_a_rest_of_another_dtype_is_refused_under_fsdp(world, batches, tmp_path, monkeypatch):
+    """FSDP shards what is trained in one dtype; in mixed precision Accelerate sees to it."""
+    projection = Projection(world / "update.safetensors", train_rest=True)
+    for dtype, precision in ((torch.bfloat16, "no"), (torch.bfloat16, "bf16"), (torch.float32, "no")):
+        model = projection.prepare(load_model(world / "start").to(dtype))
+        trainer = Trainer(model=model, args=arguments(tmp_path), train_dataset=batches)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.accelerator.state, "fsdp_plugin", SimpleNamespace(fsdp_version=2), raising=False)
+            patch.setattr(trainer.accelerator.state, "_mixed_precision", precision)
+            if (dtype, precision) != (torch.bfloat16, "no"):
+                projection.attach(trainer)
+                continue
+            with pytest.raises(ValueError, match=r"the adapter is float32 and the rest bfloat16.*`bf16: true`"):
+                projection.attach(trainer)
 
 
 def test_an_optimiser_that_cannot_be_confined_is_refused(world):
@@ -92,11 +125,21 @@ def test_checkpoints_that_do_not_belong_together_have_no_leak(world, tmp_path):
         ({"lr_scale": "linear"}, "lr_scale 'linear' is unknown"),
         ({"mode": "gradient", "lr_scale": "sqrt"}, "is for mode 'adapter'"),
         ({"leak_every": 0}, "leak_every=0"),
+        ({"leak_every": "10"}, "leak_every='10': give a whole number"),
+        ({"leak_every": True}, "leak_every=True: give a whole number"),
+        ({"mode": ["mask"]}, r"mode \['mask'\] is unknown"),
+        ({"train_rest": "false"}, "train_rest='false': give true or false"),
+        ({"start": 3}, "start=3: give a path"),
     ],
 )
 def test_unusable_settings_are_named(settings, match):
     with pytest.raises(ValueError, match=match):
         Projection("basis.safetensors", **settings)
+
+
+def test_a_basis_that_is_no_path_is_named():
+    with pytest.raises(ValueError, match=r"projection basis=\['b'\]: give a path"):
+        Projection(["b"])
 
 
 def asked(**changed):
@@ -135,9 +178,9 @@ def test_a_model_that_does_not_fit_is_refused(world):
     other = build_model(
         ModelShape(hidden=16, layers=1, heads=2, key_value_heads=1, intermediate=48), character_tokenizer(), 0
     )
-    with pytest.raises(ValueError, match=r"layers.0.mlp.down_proj.* 16 x 48|made for 32 columns"):
+    with pytest.raises(ValueError, match=r"basis was not made for a weight of shape 48 x 16: use the basis of"):
         Projection(world / "update.safetensors").prepare(other)
-    with pytest.raises(ValueError, match="not made for a weight of shape"):
+    with pytest.raises(ValueError, match=r"not made for a weight of shape 48 x 16: use the basis of this model"):
         Projection(world / "update.safetensors", "gradient").prepare(other)
     projection = Projection(world / "update.safetensors")
     with pytest.raises(ValueError, match="already carries a PEFT adapter"):
@@ -146,12 +189,48 @@ def test_a_model_that_does_not_fit_is_refused(world):
 
 @pytest.mark.parametrize("mode", ["adapter", "gradient"])
 def test_expert_stacks_and_missing_matrices_are_refused_by_name(mode, world, tmp_path):
-    model = load_model(save_model("qwen3_moe", tmp_path / "moe", dtype=torch.float32))
+    """The basis of ``geopd basis`` holds every expert by default; the globs in the message make one that fits."""
+    base = save_model("qwen3_moe", tmp_path / "moe", dtype=torch.float32)
+    save_tensors(tmp_path / "tuned", moved(load_file(base / "model.safetensors"), 1e-3))
+    write_basis(tmp_path / "default.safetensors", basis_of_run(base, tmp_path / "tuned", k=2))
+    match = r"experts.0.down_proj: the basis names it and the model holds its experts in stacks such as .*--matrices"
+    with pytest.raises(ValueError, match=match) as refused:
+        Projection(tmp_path / "default.safetensors", mode).prepare(load_model(base))
+    globs = re.findall(r"--matrices '([^']+)'", str(refused.value))
+    assert ("layers.*.mlp.gate" in globs) == (mode == "gradient")  # the router is no nn.Linear
+    write_basis(tmp_path / "fits.safetensors", basis_of_run(base, tmp_path / "tuned", k=2, matrices=globs))
+    projection = Projection(tmp_path / "fits.safetensors", mode)
+    assert len(projection.read.names) == (8 if mode == "adapter" else 10)
+    assert projection.prepare(load_model(base)) is not None
+
+
+@pytest.mark.parametrize("mode", ["adapter", "gradient"])
+def test_a_head_that_is_renamed_on_loading_is_named_as_such(mode, tmp_path):
+    """GPT-NeoX: ``embed_out`` on disk, ``lm_head`` in memory."""
+    base = save_model("gpt_neox", tmp_path / "neox", dtype=torch.float32)
+    save_tensors(tmp_path / "tuned", moved(load_file(base / "model.safetensors"), 1e-3))
+    write_basis(tmp_path / "all.safetensors", basis_of_run(base, tmp_path / "tuned", k=2, matrices=["all"]))
+    match = r"embed_out: .*its head under another name in memory, lm_head.*--matrices 'gpt_neox.layers"
+    with pytest.raises(ValueError, match=match) as refused:
+        Projection(tmp_path / "all.safetensors", mode).prepare(load_model(base))
+    assert "expert" not in str(refused.value)
+    globs = re.findall(r"--matrices '([^']+)'", str(refused.value))
+    write_basis(tmp_path / "fits.safetensors", basis_of_run(base, tmp_path / "tuned", k=2, matrices=globs))
+    assert Projection(tmp_path / "fits.safetensors", mode).prepare(load_model(base)) is not None
+
+
+@pytest.mark.parametrize("mode", ["adapter", "gradient"])
+def test_a_basis_of_no_matrix_of_the_model_is_refused(mode, world, tmp_path):
     V = torch.eye(32)[:, :2].contiguous()
-    basis = Basis({"layers.0.mlp.experts.0.gate_proj": V}, provenance())
-    write_basis(tmp_path / "experts.safetensors", basis)
-    with pytest.raises(ValueError, match=r"experts.0.gate_proj: the basis names it.*geopd basis --matrices"):
-        Projection(tmp_path / "experts.safetensors", mode).prepare(model)
+    write_basis(tmp_path / "b.safetensors", Basis({"layers.7.mlp.gate_proj": V}, provenance()))
+    with pytest.raises(ValueError, match=r"has no such matrix: use a basis of this model's matrices"):
+        Projection(tmp_path / "b.safetensors", mode).prepare(load_model(world / "start"))
+
+
+def test_globs_stand_for_names_and_for_no_other():
+    names = ["layers.0.q", "layers.11.q", "layers.0.mlp.experts.3.up", "head"]
+    assert globs_over(names) == ["layers.*.q", "layers.*.mlp.experts.*.up", "head"]
+    assert globs_over(names[:2], ["layers.4.q"]) == ["layers.0.q", "layers.11.q"]
 
 
 def test_what_no_linear_layer_holds_is_refused_by_an_adapter(world, tmp_path):

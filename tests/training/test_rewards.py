@@ -1,8 +1,10 @@
 """Rewards by name: what each scores, how a hanging verifier is killed, and what a bad name or function is told."""
 
+import asyncio
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -142,7 +144,7 @@ def test_a_response_that_hangs_math_verify_is_killed_counted_and_the_next_is_sco
     assert scores == [1.0, 0.0, 1.0]
     assert 3.0 < elapsed < 60.0
     assert reward.faults == {"timeout": 1}
-    assert logged == [("math_verify/not_judged", 1.0)]
+    assert logged == [("math_verify/not_judged", 1.0), ("math_verify/unparsable_answers", 0.0)]
     assert "no score after 3 s; the worker was killed" in caplog.text
     assert_reaped(first)
     second = reward._verifier._process.pid
@@ -150,11 +152,22 @@ def test_a_response_that_hangs_math_verify_is_killed_counted_and_the_next_is_sco
     assert_reaped(second)
 
 
-def test_a_ground_truth_that_is_no_mathematics_scores_nought_and_is_counted(mathematics, caplog):
+def test_ground_truths_that_are_no_mathematics_are_named_once_each_and_counted_apart(mathematics, caplog):
+    before, logged = mathematics.faults.copy(), []
+    prompts, answers = ["first", "first", "second", "third", "third"], ["", "", "2", "$ $", "$ $"]
     with caplog.at_level(logging.WARNING):
-        assert mathematics(["q"], ["Answer: 2"], answer=[""]) == [0.0]
-    assert mathematics.faults["ValueError"] == 1
-    assert "cannot be parsed as mathematics" in caplog.text
+        scores = mathematics(
+            prompts, ["Answer: 2"] * 5, answer=answers, log_metric=lambda name, value: logged.append((name, value))
+        )
+        assert mathematics(["first"], ["Answer: 2"], answer=[""]) == [0.0]
+    assert scores == [0.0, 0.0, 1.0, 0.0, 0.0]
+    assert logged == [("math_verify/not_judged", 0.0), ("math_verify/unparsable_answers", 4.0)]
+    assert mathematics.faults == before
+    assert mathematics.unparsable_answers == {"": 3, "$ $": 2}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "the answer '' cannot be parsed as mathematics; every response to 'first' scores 0: mend or drop" in told[0]
+    assert "the answer '$ $' cannot be parsed as mathematics; every response to 'third' scores 0" in told[1]
 
 
 def test_math_verify_missing_is_told_with_the_line_that_installs_it(monkeypatch):
@@ -197,6 +210,16 @@ def test_every_way_to_fail_costs_one_item_and_leaves_no_process(own):
     assert len(set(pids)) == 3  # an item that raises does not cost the worker
     for pid in set(pids):
         assert_reaped(pid)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_died_between_two_items_costs_neither_its_score(own, how):
+    pid = int(own.score("", "pid"))
+    os.kill(pid, how)
+    own._process.wait()
+    assert own.score("x", "x") == 1.0
+    assert int(own.score("", "pid")) != pid
+    assert_reaped(pid)
 
 
 def test_what_a_verifier_prints_is_no_reply(own):
@@ -269,6 +292,7 @@ def test_a_verifier_that_cannot_be_started_is_told(capfd):
 OWN_REWARD = """
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 CONSTANT = 3
@@ -295,8 +319,30 @@ def texts(prompts, completions, **columns):
     return ["good" for _ in prompts]
 
 
+async def loop_of(text):
+    await asyncio.sleep(0.001)
+    return float(id(asyncio.get_running_loop()))
+
+
 async def slow(prompts, completions, **columns):
-    return [0.0]
+    return list(await asyncio.gather(*map(loop_of, completions)))
+
+
+async def failing_later(prompts, completions, **columns):
+    await asyncio.sleep(0.001)
+    raise KeyError("late")
+
+
+async def scalar_later(prompts, completions, **columns):
+    return 1.0
+
+
+class Slow:
+    async def __call__(self, prompts, completions, **columns):
+        return await slow(prompts, completions)
+
+
+instance = Slow()
 """
 
 
@@ -328,7 +374,6 @@ def test_a_reward_in_the_working_directory_is_found(tmp_path, monkeypatch):
         ("nowhere.py:f", "nowhere.py cannot be imported from .* .FileNotFoundError: no such file"),
         ("own.py:absent", "own.py has no 'absent'; check the name after the colon"),
         ("own.py:CONSTANT", "is int, not a function"),
-        ("own.py:slow", "is async: write a plain function"),
         ("broken.py:f", "broken.py cannot be imported from .* .ZeroDivisionError"),
     ],
 )
@@ -339,10 +384,35 @@ def test_a_reward_that_cannot_be_had_is_told_by_name(tmp_path, name, message):
         one(name, folder=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["slow", "instance"])
+def test_an_async_reward_is_awaited_on_one_loop_that_ends_with_it(tmp_path, name):
+    """Calls from plain code, from a thread, and from code that runs in a loop of its own."""
+    (tmp_path / "own.py").write_text(OWN_REWARD)
+    reward, batch = one(f"own.py:{name}", folder=tmp_path), {"prompts": ["a", "b"], "completions": ["x", "y"]}
+    first = reward(**batch)
+
+    async def within_a_loop():
+        return reward(**batch)
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(reward(**batch)))
+    thread.start()
+    thread.join()
+    assert first == found[0] == asyncio.run(within_a_loop())
+    assert first[0] == first[1]
+    threads = [thread for thread in threading.enumerate() if thread.name == f"own.py:{name}"]
+    assert len(threads) == 1
+    del reward
+    threads[0].join(5.0)
+    assert not threads[0].is_alive()
+
+
 def test_errors_of_a_reward_of_ones_own_carry_its_name(tmp_path):
     (tmp_path / "own.py").write_text(OWN_REWARD)
     for function, message in [
         ("failing", r"reward 'own.py:failing' failed \(KeyError: 'missing'\)"),
+        ("failing_later", r"reward 'own.py:failing_later' failed \(KeyError: 'late'\)"),
+        ("scalar_later", "reward 'own.py:scalar_later' returned float: return a list with one number"),
         ("scalar", "reward 'own.py:scalar' returned float: return a list with one number or None a completion"),
         ("texts", "reward 'own.py:texts' returned 'good' in its list: return numbers or None"),
     ]:

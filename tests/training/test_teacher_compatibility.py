@@ -111,6 +111,15 @@ def test_a_server_with_the_students_tokenizer_fits(server, student):
     check_teacher_server(server, student, student_vocab_size=24)
 
 
+def test_a_student_with_fewer_rows_than_token_ids_is_refused_with_or_without_a_tokenizer_folder(
+    server, student, tmp_path
+):
+    student.save_pretrained(tmp_path)
+    for folder in (None, tmp_path):
+        with pytest.raises(ValueError, match="the student has 23 vocabulary rows but token ids run to 23"):
+            check_teacher_server(server, student, student_vocab_size=23, teacher_tokenizer=folder)
+
+
 def test_a_server_with_other_ids_is_refused_at_the_first_place(server, state, student):
     exchanged = list(VOCABULARY)
     exchanged[2], exchanged[5] = exchanged[5], exchanged[2]

@@ -73,6 +73,23 @@ def test_generation_keeps_each_response_up_to_its_first_end_token(tokenizer):
     assert len(found[0]) <= 3
 
 
+def test_a_teachers_own_sampling_settings_do_not_sample(tokenizer):
+    """A stored min_p of .999 would make sampling greedy, two beams would search: neither draws as the student does."""
+    settings = GenerationConfig(
+        max_new_tokens=8, do_sample=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+    )
+    drawn = []
+    for own in ({}, {"min_p": 0.999}, {"num_beams": 2}, {"suppress_tokens": [3, 4, 5]}, {"do_sample": True}):
+        model = build_model(SHAPE, tokenizer, 1)
+        model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, **own)
+        teacher = ModelTeacher(model)
+        assert teacher.model.generation_config.eos_token_id == tokenizer.eos_token_id
+        torch.manual_seed(5)
+        drawn.append(teacher.generate([[3, 4, 5]] * 4, settings, torch.device("cpu")))
+    assert all(each == drawn[0] for each in drawn)
+    assert len({tuple(row) for row in drawn[0]}) > 1
+
+
 def _greedy(model, prompt, count, ends):
     ids = list(prompt)
     for _ in range(count):

@@ -1,8 +1,12 @@
 """A served teacher over real HTTP: its numbers against a direct forward, and every way in which a server can fail."""
 
+import json
 import logging
 import socket
+import threading
 import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -171,6 +175,84 @@ def test_a_connection_closed_without_an_answer_is_tried_again(url, state, model,
     state.faults = [("hang", 0.0)] * 3
     with pytest.raises(ValueError, match=r"could not be reached .*closed connection.* \(given up after 3 attempts\)"):
         teacher(url).token_logps(*batch, 1.0)
+
+
+@contextmanager
+def broken_bodies(status, how, count):
+    """The address of a server whose first ``count`` errors promise 100 bytes and stall, or break off, after 5."""
+    told, released = [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            told.append(self.path)
+            if len(told) > count:
+                body = json.dumps({"data": [{"id": "tiny"}]}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                return
+            self.send_response(status)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"first")
+            self.wfile.flush()
+            if how == "stalls":
+                released.wait(10.0)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", told
+    finally:
+        released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("how", ["stalls", "breaks off"])
+def test_an_error_whose_body_stalls_or_breaks_off_is_tried_again_like_any_other(how, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for status in (429, 503):
+        with broken_bodies(status, how, count=2) as (url, told):
+            assert teacher(url, timeout=0.3).served_model() == ("tiny", None)
+            assert len(told) == 3
+    for status, message, attempts in [(500, r"'' \(given up after 3 attempts\)", 3), (400, "''$", 1)]:
+        with broken_bodies(status, how, count=3) as (url, told):
+            with pytest.raises(ValueError, match=f"/v1/models answered HTTP {status}: {message}"):
+                teacher(url, timeout=0.3).served_model()
+            assert len(told) == attempts
+
+
+def test_a_refusal_is_told_while_others_still_retry_or_hang(url, state, batch):
+    """One request of four is refused; the others would be tried again for minutes, or hang for seconds."""
+    hold = threading.Event()
+
+    def completions(body):
+        state.requests.append(body)
+        if len(state.requests) == 1:
+            hold.wait(5.0)
+            return 400, {"error": {"message": "no such adapter"}}
+        if len(state.requests) == 2:
+            return "hang", 4.0
+        hold.set()
+        return 503, {"error": {"message": "busy"}}
+
+    state.completions = completions
+    asking = teacher(url, batch_size=1, concurrency=4, retries=8, backoff=30.0, style="echo", timeout=60.0)
+    asking.served_model()
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="HTTP 400: no such adapter"):
+        asking.token_logps(*batch, 1.0)
+    assert time.monotonic() - started < 3.0
+    sent = len(state.requests)
+    time.sleep(0.2)
+    assert len(state.requests) == sent == 4
 
 
 def test_an_answer_that_is_not_json_is_shown(url, state, batch):

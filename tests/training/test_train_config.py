@@ -80,6 +80,29 @@ def test_defaults_are_those_of_the_paradigms():
         ("opd", {"monitor": "every"}, "monitor must be a mapping"),
         ("opd", {"monitor": "[1]"}, "monitor must be a mapping"),
         ("opd", {"monitor": "{every: [1"}, "monitor cannot be read"),
+        ("opd", {"monitor": "{evry: 3}"}, "monitor: 'evry' is unknown; did you mean every"),
+        ("opd", {"monitor": {"every": "3"}}, "monitor: every='3' is not a whole number"),
+        ("opd", {"monitor": {"every": True}}, "monitor: every=True is not a whole number"),
+        ("opd", {"monitor": {"matrices": [1]}}, r"matrices=\[1\] is not a list of values, each a text or a text"),
+        ("opd", {"monitor": {"alarms": [1]}}, r"monitor: alarms=\[1\] is not a mapping"),
+        ("opd", {"monitor": {"alarms": {"stop": "no"}}}, "monitor: alarms: stop='no' is not true or false"),
+        ("opd", {"monitor": {"alarms": {"stable_rnk": [1, 2]}}}, "alarms: 'stable_rnk' .*did you mean stable_rank"),
+        ("opd", {"monitor": {"alarms": {"stable_rank": ["a", "b"]}}}, "not a list of 2 values, each a number"),
+        ("sft", {"evaluation": {"datset": "x"}}, "evaluation: 'datset' is unknown; did you mean dataset"),
+        ("sft", {"evaluation": {"split": "a"}}, "evaluation names no dataset: give a text as `dataset`"),
+        ("sft", {"evaluation": {"dataset": "x", "decodings": "greedy"}}, "decodings='greedy' is not a list"),
+        ("opd", {"projection": {"mode": "adapter"}}, "projection names no basis: give a path as `basis`"),
+        ("opd", {"projection": {"basis": "x", "modus": "mask"}}, "projection: 'modus' is unknown; did you mean mode"),
+        ("opd", {"projection": {"basis": "x", "train_rest": "false"}}, "train_rest='false' is not true or false"),
+        ("opd", {"teacher_server": {"time": 1}}, "teacher_server: 'time' is unknown; did you mean timeout"),
+        ("opd", {"teacher_server": {"url": "http://h"}}, "teacher_server: 'url' is unknown.*it takes batch_size"),
+        ("opd", {"monitor": {"origine": "x"}}, "monitor: 'origine' is unknown; did you mean origin.*takes origin, "),
+        ("opd", {"teacher_server": {"style": "new"}}, "teacher_server: style='new' is not one of auto, "),
+        ("opd", {"loss_type": "grpo"}, "set loss_type='dapo'"),
+        ("mix", {"reward": ["exact"], "importance_sampling_level": "sequence"}, "importance_sampling_level='token'"),
+        ("opd", {"rollouts": "teacher", "use_vllm": True}, "use_vllm samples from the student"),
+        ("opd", {"gradient_accumulation_steps": 4, "steps_per_generation": 2}, "generation_batch_size .*to 4"),
+        ("opd", {"gradient_accumulation_steps": 4, "generation_batch_size": 16}, "generation_batch_size .*to 4"),
         ("opd", {"teacher_url": "http://here"}, "not both"),
         ("opd", {"teacher": None}, "as `teacher` .* or as `teacher_url`"),
         ("opd", {"rho": 0.5}, "set top-gap or random"),
@@ -183,6 +206,8 @@ def tiny_recipe(path, models, tmp_path):
         if path.stem == "sft":
             del values["reward"]
             values["dataset_form"] = None
+        if "evaluation" in values:
+            values["evaluation"] = values["evaluation"] | {"dataset": values["dataset"]}
     return values
 
 
@@ -275,13 +300,18 @@ def test_memory_adds_up(models, tmp_path):
         ({"checkpoint_steps": [9]}, "step 9 of a run of 8 steps"),
         ({"resume_every": 3, "steps_per_generation": 2}, "use 2 or 4"),
         ({"max_steps": -1, "dataset_limit": 1}, "1 prompts for rollouts of 2"),
-        ({"evaluation": {"datset": "x"}}, "evaluation: got an unexpected keyword argument 'datset'"),
+        ({"evaluation": {"dataset": "nope.jsonl"}}, r"nope\.jsonl"),
+        ({"evaluation": {"dataset": "problem:arithmetic"}, "reward": None}, "no reward to judge by"),
+        ({"monitor": {"every": 0}}, "every=0"),
+        ({"monitor": {"matrices": ["*nothing*"]}}, r"geometry monitor: matrices=.*select none"),
+        ({"monitor": {"similarity_k": 99}}, "geometry monitor: similarity_k=99"),
+        ({"monitor": {"origin": "/not/here"}}, "/not/here is not on this machine"),
+        ({"monitor": {"alarms": {"stop": True}}}, "set stable_rank"),
         ({"evaluation": {"dataset": "x", "decodings": ["best"]}}, "decoding 'best' is unknown"),
-        ({"projection": {"mode": "adapter"}}, "projection names no basis"),
         ({"projection": {"basis": "/not/here"}, "weight_decay": 0.0}, "/not/here"),
+        ({"divergence": "jsd", "temperature": 0.0}, r"temperature=0\.0 .*set it above 0"),
+        ({"router_aux_loss_coef": 0.1}, r"router_aux_loss_coef=0\.1 .*set router_aux_loss_coef=0"),
         ({"divergence": "jsd", "epsilon": 0.5}, "epsilon belongs to the score-weighted loss"),
-        ({"projection": {"basis": "x", "modus": "adapter"}}, "projection: .*'modus'"),
-        ({"teacher": None, "teacher_url": "http://h", "teacher_server": {"time": 1}}, "teacher_server: .*'time'"),
     ],
 )
 def test_a_dry_run_finds_what_is_missing(change, match, models, tmp_path):
@@ -306,6 +336,28 @@ def test_a_dry_run_reads_no_weights(models, tmp_path):
     assert plan.model.parameters == sum(p.numel() for p in load_model(models / "student").parameters())
     assert plan.model.trained == plan.model.parameters
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_leaves_a_student_that_is_still_to_be_fetched_to_the_run(models, tmp_path, monkeypatch):
+    """A hub student's config may be in the cache without its weights; an origin that nothing fetches is refused."""
+    from geopd.training import watching
+
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    monkeypatch.setattr(watching, "local_folder", lambda name, _: cached if name == "org/student" else None)
+    given = settings("opd", models, tmp_path, model_name_or_path="org/student", monitor={"every": 3})
+    assert watching.monitor_of(parse_config("opd", settings=given), fetched=False) is None
+    with pytest.raises(ValueError, match="org/other is not on this machine"):
+        watching.monitor_of(parse_config("opd", settings=given | {"origin": "org/other"}), fetched=False)
+    (cached / "model.safetensors").touch()
+    assert watching.monitor_of(parse_config("opd", settings=given), fetched=False).origin == cached
+
+
+def test_a_plan_says_what_it_could_not_check(models, tmp_path, monkeypatch):
+    config = parse_config("opd", settings=settings("opd", models, tmp_path, monitor={"every": 3}))
+    assert not any("monitor" in note for note in plan_run(config).notes)
+    monkeypatch.setattr("geopd.training.run.monitor_of", lambda *_, **__: None)
+    assert any("whether the monitor fits it is checked once" in note for note in plan_run(config).notes)
 
 
 def test_what_trains_is_counted_with_adapters(models, tmp_path):

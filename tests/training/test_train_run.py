@@ -213,6 +213,8 @@ def test_origins_elsewhere_are_absolute_and_named_ones_win(models, tmp_path):
         ({"load_in_4bit": True}, "load_in_4bit and load_in_8bit round"),
         ({"evaluation": {"dataset": "problem:arithmetic", "limit": 4}, "reward": None}, "no reward to judge by"),
         ({"monitor": {"evry": 2}}, "monitor: .*evry"),
+        ({"monitor": {"matrices": ["*nothing*"]}}, "geometry monitor: .*select none"),
+        ({"evaluation": {"dataset": "nope.jsonl"}}, r"nope\.jsonl"),
         ({"monitor": {"every": 2, "origin": "/not/here"}}, "/not/here is not on this machine"),
         ({"model_name_or_path": "/not/here"}, "no tokenizer to be had"),
     ],

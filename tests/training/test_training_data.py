@@ -94,6 +94,113 @@ def test_trl_columns_text_and_messages(tmp_path):
     assert "answer" not in found.column_names
 
 
+WRITTEN = ["3", "2.5", "2.50", "3.0", "1e-05", "0.00001", "-7", "9007199254740993", "99999999999999999999999"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("place", ["answer", "reward_model.ground_truth", "meta.truth"])
+def test_numbers_of_json_become_answers_as_they_are_written(tmp_path, suffix, place):
+    column, _, field = place.partition(".")
+    rows = [
+        f'{{"prompt": "{i}", "{column}": ' + (f'{{"{field}": {text}}}' if field else text) + "}"
+        for i, text in enumerate(WRITTEN)
+    ]
+    path = tmp_path / f"r{suffix}"
+    path.write_text("\n".join(rows) if suffix == ".jsonl" else f"[{', '.join(rows)}]")
+    found = load_prompts(path, answer_column="meta.truth" if column == "meta" else None)
+    assert found["answer"][:] == WRITTEN
+
+
+def test_an_integer_answer_beside_a_decimal_one_is_what_a_right_response_says(tmp_path):
+    from geopd.training.rewards import reward_functions
+
+    rows = load_prompts(write(tmp_path / "r.jsonl", [{"prompt": "a", "answer": 3}, {"prompt": "b", "answer": 2.5}]))
+    exact = reward_functions(["exact"])[0]
+    assert exact(rows["prompt"][:], ["Answer: 3", "Answer: 2.5"], answer=rows["answer"][:]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "values", "texts"),
+    [
+        (pa.int64(), [3, -7, 9007199254740993], ["3", "-7", "9007199254740993"]),
+        (pa.float64(), [3.0, 2.5, -0.125, 2.0**53, 1e-5], ["3", "2.5", "-0.125", "9007199254740992.0", "1e-05"]),
+        (pa.float32(), [0.1, 3.0, None], ["0.1", "3", None]),
+    ],
+)
+def test_typed_numbers_become_the_shortest_text_that_reads_back(tmp_path, nested, kind, values, texts):
+    answers = pa.array(values, kind)
+    if nested:
+        answers = pa.StructArray.from_arrays([answers], ["truth"])
+    pq.write_table(pa.table({"prompt": [str(i) for i in range(len(values))], "a": answers}), tmp_path / "r.parquet")
+    assert load_prompts(tmp_path / "r.parquet", answer_column="a.truth" if nested else "a")["answer"][:] == texts
+
+
+def test_a_typed_answer_that_is_no_number_is_told(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a"], "answer": [float("nan")]}), tmp_path / "r.parquet")
+    with pytest.raises(ValueError, match="row 1: the answer in answer is 'nan'; give one text or number"):
+        load_prompts(tmp_path / "r.parquet")
+
+
+def test_rows_that_differ_in_a_column_for_a_reward_of_ones_own_are_all_kept(tmp_path, caplog):
+    tests = [{"tests": ["f(1)"]}, {"tests": ["f(2)"]}, {"tests": ["f(1)"]}]
+    for beside in ({}, {"answer": "4"}, {"reward_model": {"ground_truth": "4"}}):
+        rows = [{"prompt": "a", **beside, **extra} for extra in tests]
+        with caplog.at_level(logging.WARNING):
+            assert load_prompts(write(tmp_path / "r.jsonl", rows))["tests"][:] == [["f(1)"], ["f(2)"]]
+        assert "1 of 3 rows are duplicates, dropped\n" in caplog.text
+        caplog.clear()
+    nested = [{"prompt": "a", "reward_model": {"ground_truth": "4", "style": style}} for style in "xyx"]
+    assert len(load_prompts(write(tmp_path / "r.jsonl", nested))) == 2
+
+
+def test_identifiers_make_no_row_distinct_and_are_named(tmp_path, caplog):
+    """Copies numbered at the top, inside an object and by pandas, as of dapo-math-17k."""
+    rows = [
+        {**dapo(question, "4"), "extra_info": {"index": f"{i}", "split": "train"}, "uniqueId": i, "problem_id": f"p{i}"}
+        for i, question in enumerate(["2+2?", "1+3?"] * 50)
+    ]
+    table = pa.Table.from_pylist(rows).append_column("__index_level_0__", pa.array(range(100)))
+    pq.write_table(table, tmp_path / "r.parquet")
+    with caplog.at_level(logging.WARNING):
+        found = load_prompts(tmp_path / "r.parquet")
+    assert [prompt[0]["content"] for prompt in found["prompt"]] == ["2+2?", "1+3?"]
+    assert [info["index"] for info in found["extra_info"]] == ["0", "1"]
+    assert "98 of 100 rows are duplicates, dropped; not compared: " in caplog.text
+    for name in ("extra_info.index", "uniqueId", "problem_id", "__index_level_0__"):
+        assert name in caplog.text.partition("not compared")[2]
+
+
+@pytest.mark.parametrize("name", ["answer_index", "task_id", "tests_idx", "ids", "valid", "correctIndex", "level"])
+def test_what_only_sounds_like_an_identifier_is_compared(tmp_path, name):
+    rows = [{"prompt": "a", "answer": "1", name: n} for n in (0, 1, 1)]
+    assert load_prompts(write(tmp_path / "r.jsonl", rows))[name][:] == [0, 1]
+
+
+def test_an_answer_that_another_column_replaces_makes_no_row_distinct(tmp_path):
+    rows = [{"prompt": "a", "solution": "1", "answer": str(n)} for n in range(3)]
+    assert load_prompts(write(tmp_path / "r.jsonl", rows), answer_column="solution")["answer"][:] == ["1"]
+
+
+def test_columns_of_any_type_are_compared_as_stored(tmp_path):
+    """Bytes and dates fit no JSON, and an image need not be one that can be decoded."""
+    from datetime import date
+
+    from datasets import Features, Image, Value
+
+    table = pa.table(
+        {
+            "prompt": ["a"] * 4,
+            "raw": [b"x", b"x", b"y", b"y"],
+            "day": [date(2025, 1, 1)] * 3 + [date(2025, 1, 2)],
+            "image": [{"bytes": b"no image", "path": None}] * 4,
+        }
+    )
+    features = Features(prompt=Value("string"), raw=Value("binary"), day=Value("date32"), image=Image())
+    Dataset(table.cast(features.arrow_schema)).save_to_disk(tmp_path / "saved")
+    assert load_prompts(tmp_path / "saved").select_columns("raw")["raw"][:] == [b"x", b"y", b"y"]
+
+
 def test_another_column_of_answers_can_be_named(tmp_path):
     rows = write(tmp_path / "r.jsonl", [{"prompt": "a", "solution": "x", "meta": {"truth": 0.5}, "answer": "wrong"}])
     assert load_prompts(rows, answer_column="solution")["answer"][:] == ["x"]
@@ -109,7 +216,7 @@ def test_one_prompt_with_two_answers_is_kept_twice_and_told(tmp_path, caplog):
     rows = write(tmp_path / "r.jsonl", [{"prompt": "a", "answer": "1"}, {"prompt": "a", "answer": "2"}])
     with caplog.at_level(logging.WARNING):
         assert len(load_prompts(rows)) == 2
-    assert "1 prompts come again with another answer; both are kept" in caplog.text
+    assert "1 prompts come again with another answer or column; all are kept" in caplog.text
 
 
 def test_limit_takes_the_first_or_a_seeded_draw(tmp_path):
@@ -157,7 +264,8 @@ def test_keys_that_come_late_and_many_rows_make_one_table(tmp_path):
         ('{"messages": [{"role": "assistant", "content": "b"}]}\n', "row 1: messages hold nothing but an answer"),
         ('{"prompt": "a", "answer": [1]}\n', r"row 1: the answer in answer is '\[1\]'; give one text or number"),
         ('{"prompt": "a", "answer": true}\n', "the answer in answer is 'True'"),
-        ('{"prompt": "a", "answer": 99999999999999999999999}\n', "r.jsonl holds values that fit no column"),
+        ('{"prompt": "a", "size": 99999999999999999999999}\n', "r.jsonl holds values that fit no column"),
+        ('{"prompt": "a"}\n{"prompt": "b", "answer": NaN}\n', "line 2: answer is nan; give a text or a finite number"),
     ],
 )
 def test_a_bad_file_or_row_is_named_with_its_place(tmp_path, content, message):
@@ -210,7 +318,14 @@ def test_folders_without_data_or_of_two_kinds_are_told(tmp_path):
         load_prompts(tmp_path)
 
 
-@pytest.mark.parametrize("source", ["data/absent.jsonl", "./absent", "/absent/folder", "absent"])
+@pytest.mark.parametrize("name", ["gsm8k", "absent"])
+def test_a_hub_name_without_its_owner_is_told_how_to_give_it(name, monkeypatch):
+    monkeypatch.setattr("geopd.training.data_files.load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(ValueError, match=f"no such file or folder; .* its name with the owner, OWNER/{name}"):
+        load_prompts(name)
+
+
+@pytest.mark.parametrize("source", ["data/absent.jsonl", "./absent", "/absent/folder", "absent.json"])
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(source):
     with pytest.raises(ValueError, match="no such file or folder; pass a path that exists or a hub name owner/name"):
         load_prompts(source)
@@ -301,6 +416,12 @@ def test_demonstrations_in_each_form_of_trl(tmp_path, suffix, row, caplog):
         found = load_demonstrations(rows)
     assert found[:] == {name: [value] for name, value in row.items()}
     assert "1 of 2 rows are duplicates" in caplog.text
+
+
+def test_demonstrations_with_other_tools_are_other_demonstrations(tmp_path):
+    rows = [{"messages": CHAT, "tools": [{"name": name}], "id": n} for n, name in enumerate("fgf")]
+    found = load_demonstrations(write(tmp_path / "r.jsonl", rows))
+    assert [tools[0]["name"] for tools in found["tools"]] == ["f", "g"]
 
 
 def test_tools_stay_beside_their_messages_and_several_forms_need_a_choice(tmp_path):

@@ -72,6 +72,19 @@ def test_sampler_and_trainer_that_disagree_are_said_in_nats(said):
     assert "vllm_importance_sampling_correction" in message
 
 
+@pytest.mark.parametrize(
+    ("vllm", "correction", "main", "messages"),
+    [(True, False, True, 1), (True, True, True, 0), (False, False, True, 0), (True, False, False, 0)],
+)
+def test_a_mismatch_that_is_not_measured_is_said_when_training_begins(vllm, correction, main, messages, said):
+    args = SimpleNamespace(use_vllm=vllm, vllm_importance_sampling_correction=correction)
+    TrainingHealth().on_train_begin(args, SimpleNamespace(is_world_process_zero=main), None)
+    assert len(said()) == messages
+    for message in said():
+        assert "is not measured; turn it on" in message
+        assert "sampling/sampling_logp_difference/mean" in message
+
+
 def test_every_failure_is_said_by_itself_and_only_on_the_main_process(said):
     row = {"completions/clipped_ratio": 1.0, "sampling/sampling_logp_difference/mean": 1.0}
     run(TrainingHealth(), [row, row], main=False)

@@ -39,8 +39,9 @@ def basis(
     from rich.progress import Progress
 
     from geopd.training.bases_of_runs import basis_of_run
-    from geopd.training.basis import write_basis
+    from geopd.training.basis import check_destination, write_basis
 
+    check_destination(out)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
         bar = progress.add_task("matrices", total=None)
@@ -93,6 +94,7 @@ def _print(path: Path, made: Basis) -> None:
     )
     fewer = {name: V.shape[1] for name, V in made.vectors.items() if V.shape[1] < (provenance.k or 0)}
     for name, columns in fewer.items():
-        typer.echo(f"fewer columns: {name}: {columns}, the rank of its update")
+        of = "its update or of W0" if provenance.kind == "origin" else "its update"
+        typer.echo(f"fewer columns: {name}: {columns}, the rank of {of}")
     for name, reason in provenance.left_out.items():
         typer.echo(f"left out: {name}: {reason}; training leaves it as it is")

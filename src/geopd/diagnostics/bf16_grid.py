@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int16
+from jaxtyping import Float, Float64, Int16, Int32
 from numpy.typing import NDArray
 from scipy.special import erfc
 from torch import Tensor
@@ -28,12 +28,17 @@ from geopd.spectral.norms import row_blocks
 from geopd.spectral.selection import Counts
 
 if TYPE_CHECKING:
-    from geopd.diagnostics.comparison import Comparison
+    from geopd.diagnostics.comparison import Comparison, OriginMatrix
 
 Array = NDArray[np.float64]
 ENERGY = {"on-grid": 1 / 12, "one end": 1 / 12, "both ends": 1 / 6}
 """White-noise energy of the rounding, in units of u^2 an entry."""
 EXPONENTS = 256
+FINITE = 0x7F80
+"""First magnitude index that is no finite bf16 number."""
+OUTSIDE = "weights beyond the range of bf16 have no step to round by"
+CELLS = 12
+"""Groups of rows, and of columns, between which steps are counted."""
 _MAGNITUDES_EACH = 128  # bf16 numbers of one exponent
 _TERMS = np.arange(1, 25, dtype=np.float64) - 0.5
 _LEVELS = 32  # octaves of u kept apart from the largest down: the rest is 2^-62 of its energy
@@ -68,6 +73,11 @@ def grid_energy(step: Array, s: float) -> Array:
     return np.where(s <= 2 * step, step**2 * series, s * s + step**2 / 12)
 
 
+def white_energy(step: Array, rounding: str) -> Array:
+    """Energy per entry of rounding as white noise, for each step size: u^2/12 an end that was rounded."""
+    return ENERGY[rounding] * step**2
+
+
 def grid_product(step: Array, s: float) -> Array:
     """E[D d] per entry for each step size: u s sqrt(2/pi) sum_k exp(-((k - 1/2) u/s)^2 / 2), s^2 beyond s = 2u."""
     series = np.exp(-((_TERMS * step[:, None] / s) ** 2) / 2).sum(axis=1)
@@ -78,12 +88,17 @@ def grid_product(step: Array, s: float) -> Array:
 class StepCounts:
     """Steps u that occur in a matrix (weight units, ascending), and how many entries of each row and column have them.
 
-    Steps more than 31 octaves below the largest are counted with the smallest kept.
+    Steps more than 31 octaves below the largest are counted with the smallest kept. ``cells`` holds the counts between
+    groups of like rows and like columns (their sum of u^2), (row group, column group, step): what product of a row's
+    and a column's scale there is not.
     """
 
     step: Array
     rows: Array
     cols: Array
+    cells: Array
+    sizes: tuple[Array, ...]
+    """Rows in each row group, columns in each column group."""
 
     @classmethod
     def of(cls, bins: Operand, magnitude_counts: Counts) -> StepCounts:
@@ -101,7 +116,23 @@ class StepCounts:
             cols += torch.bincount((level + across).view(-1), minlength=n * _LEVELS)
         used = slice(0, top - lowest + 1)
         by_row, by_col = (found.view(-1, _LEVELS).double().cpu().numpy()[:, used] for found in (rows, cols))
-        return cls(UNITS[lowest : top + 1], by_row, by_col)
+        step = UNITS[lowest : top + 1]
+        down, across = (_groups(found @ (step / step[-1]) ** 2).to(device) for found in (by_row, by_col))
+        cells = torch.zeros(CELLS * CELLS * _LEVELS, dtype=torch.int64, device=device)
+        for part in row_blocks(bins.shape):
+            level = (exponents(bins[part]).int() - lowest).clamp_(min=0)
+            level += (down[part, None] * CELLS + across) * _LEVELS
+            cells += torch.bincount(level.view(-1), minlength=len(cells))
+        counted = cells.view(CELLS, CELLS, _LEVELS).double().cpu().numpy()[..., used]
+        sizes = (torch.bincount(side, minlength=CELLS).double().cpu().numpy() for side in (down, across))
+        return cls(step, by_row, by_col, counted, tuple(sizes))
+
+
+def _groups(scales: Array) -> Int32[Tensor, " n"]:
+    """The group of each row or column, of equal numbers, by falling scale."""
+    found = torch.empty(len(scales), dtype=torch.int32)
+    found[np.argsort(-scales, kind="stable")] = torch.arange(len(scales), dtype=torch.int32) * CELLS // len(scales)
+    return found
 
 
 def exponents(bins: Int16[Tensor, "m n"]) -> Int16[Tensor, "m n"]:
@@ -121,6 +152,19 @@ def on_bf16_grid(W: Float[Tensor, "m n"]) -> bool:
     )
 
 
+def outside_bf16(origin: OriginMatrix) -> bool:
+    """Whether an entry of W0 is beyond the range of bf16, and has no step."""
+    return bool(origin.magnitude_counts[FINITE:].any())
+
+
+def overflows(comparison: Comparison, view: str) -> bool:
+    """Whether an entry of either end has no finite value or no step in this view's rounding."""
+    if outside_bf16(comparison.origin):
+        return True
+    after = comparison.stored
+    return view == "bf16" and any(bool(after[rows].bfloat16().isinf().any()) for rows in row_blocks(after.shape))
+
+
 def regime(comparison: Comparison, view: str = "native") -> str | None:
     """The rounding regime of an update in a view; None where an end is float16, whose rounding is not modelled."""
     before_on = comparison.origin.on_grid
@@ -136,13 +180,3 @@ def rounded_views(comparison: Comparison) -> tuple[str, ...]:
     """``native``, and ``bf16`` beside it where the native update is as stored: what rounding would have made of it."""
     wide = len(comparison.views) > 1 and regime(comparison) == "none"
     return ("native", "bf16") if wide else ("native",)
-
-
-def seen_update(comparison: Comparison, view: str) -> Float64[Tensor, "m n"]:
-    """The update in a view, float64: as stored (``native``), or between the ends rounded to bf16."""
-    if view == "native":
-        return comparison.update()
-    dW = comparison.stored.bfloat16().double()
-    for rows in row_blocks(dW.shape):
-        dW[rows] -= comparison.origin.stored[rows].bfloat16().double()
-    return dW

@@ -19,7 +19,6 @@ from torch import Tensor
 from geopd.diagnostics.bf16_grid import on_bf16_grid
 from geopd.diagnostics.parameters import Parameters
 from geopd.spectral import (
-    DOUBTFUL,
     Counts,
     Decomposition,
     Difference,
@@ -35,8 +34,6 @@ from geopd.spectral import (
     singular_values,
     smallest_magnitudes,
     split_at_share,
-    split_blocks,
-    split_codes,
     visibly_changed,
 )
 
@@ -117,37 +114,31 @@ class OriginMatrix:
             if view == "bf16":
                 self._low[view, alpha] = smallest_magnitudes(self.magnitude_counts, alpha)
             else:
-                wide = self.stored if self.stored.dtype == torch.float64 else self.stored.float()
-                self._low[view, alpha] = split_at_share(wide.abs(), alpha, largest=False)
+                self._low[view, alpha] = split_at_share(self._magnitudes, self.stored.shape, alpha, largest=False)
         return self._low[view, alpha]
+
+    def _magnitudes(self) -> Iterator[Float64[Tensor, "b n"]]:
+        """|W0| in row blocks."""
+        return (self.stored[rows].double().abs() for rows in row_blocks(self.stored.shape))
 
     def reconstruction_blocks(self) -> Iterator[Float64[Tensor, "b n"]]:
         """|U_r S_r V_r^T| in row blocks: the rank-r part of W0, entrywise; W0's own where r reaches min(m, n)."""
         d, r = self.decomposition, self.principal_rank
+        if r == self.p:  # rounding of a full reconstruction would break the ties that bf16 weights are full of
+            yield from self._magnitudes()
+            return
         for rows in row_blocks(self.stored.shape):
-            if r == self.p:  # rounding of a full reconstruction would break the ties that bf16 weights are full of
-                yield self.stored[rows].double().abs()
-            else:
-                yield ((d.left[rows, :r] * d.sigma[:r]) @ d.right[:, :r].T).abs_()
+            yield ((d.left[rows, :r] * d.sigma[:r]) @ d.right[:, :r].T).abs_()
 
     def principal_mask(self, alpha: float) -> TieSplit:
         """The alpha share of entries where the rank-r reconstruction of W0 is largest in magnitude."""
         if alpha not in self._principal:
-            cut, share = split_blocks(self.reconstruction_blocks, self.stored.numel(), alpha, largest=True)
             margin = (
                 0.0 if self.principal_rank == self.p else 2 * self.decomposition.leading_part_error(self.principal_rank)
             )
-            codes, doubtful = torch.empty(self.stored.shape, dtype=torch.uint8, device=self.stored.device), 0
-            for rows, block in zip(row_blocks(self.stored.shape), self.reconstruction_blocks(), strict=True):
-                codes[rows] = split_codes(block > cut, block == cut)
-                if margin:
-                    near = (block - cut).abs_() <= margin
-                    codes[rows].add_(near, alpha=DOUBTFUL)
-                    doubtful += int(torch.count_nonzero(near))
-            # one entry alone within rounding of the cut is the cut
-            if doubtful == 1:
-                codes &= DOUBTFUL - 1
-            self._principal[alpha] = TieSplit(codes, share)
+            self._principal[alpha] = split_at_share(
+                self.reconstruction_blocks, self.stored.shape, alpha, largest=True, margin=margin
+            )
         return self._principal[alpha]
 
 
@@ -196,10 +187,9 @@ class Comparison:
     def changed(self, view: str) -> Bool[Tensor, "m n"]:
         """Visibly changed entries in a view (arXiv 2606.07082, section 3)."""
         if view not in self._changed:
-            before, after = self.origin.stored, self.stored
-            if view == "bf16":
-                before, after = before.bfloat16(), after.bfloat16()
-            self._changed[view] = visibly_changed(before, after, self.parameters.eta)
+            self._changed[view] = visibly_changed(
+                self.origin.stored, self.stored, self.parameters.eta, bf16=view == "bf16"
+            )
         return self._changed[view]
 
     def changed_counts(self, view: str) -> Counts:
@@ -236,9 +226,7 @@ class Comparison:
 
     def difference(self, view: str = "native") -> Difference:
         """dW = W+ - W0 as stored, or between the ends rounded to bf16; made in float64 where it is sliced."""
-        if view == "bf16":
-            return Difference(self.stored.bfloat16(), self.origin.stored.bfloat16())
-        return Difference(self.stored, self.origin.stored)
+        return Difference(self.stored, self.origin.stored, bf16=view == "bf16")
 
     def update(self) -> Float64[Tensor, "m n"]:
         """dW whole, in float64: made anew for the caller to keep or overwrite."""

@@ -3,7 +3,7 @@
 decay_coefficient c = <dW, W0> / ||W0||_F^2, without a unit: -sum(lr wd) for pure decoupled decay (-2.9e-3 for the SFT
 schedule of arXiv 2606.07082), about 0 for an update that ignores W0. dW' = dW - c W0 is what is left, orthogonal to W0.
 
-- Stable rank without it: ||dW'||_F^2 / ||dW'||_op^2 by Lanczos on dW'. Undefined where dW' is nothing but rounding.
+- Stable rank without it: ||dW'||_F^2 / ||dW'||_op^2, block Krylov. Undefined where dW' is nothing but rounding.
 - Spectral shift without it, for no further decomposition: W+ = (1 + c) W0 + dW', so
   sigma(W+)/(1 + c) = sigma(W0 + dW'/(1 + c)) exactly, and the value is
   ||sigma(W+)/(1 + c) - sigma(W0)|| / ||sigma(W0)||: the shift under dW'/(1 + c), decay undone. The shift under dW'
@@ -67,7 +67,7 @@ def measure(comparison: Comparison) -> list[Measurement]:
 
 
 def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
-    """Stable rank of dW' = dW - c W0; its error is the Lanczos residual."""
+    """Stable rank of dW' = dW - c W0; its error is the residual of the leading triple."""
     reason = ZERO if comparison.update_is_zero else NO_ORIGIN if comparison.origin.norm[0] == 0.0 else None
     if reason is not None:
         return [undefined("stable_rank", REMOVED, reason, default=False)]
@@ -79,10 +79,10 @@ def measure_stable_rank(comparison: Comparison) -> list[Measurement]:
     floor = (4 * EPS + error) * comparison.origin.norm[0] / scale
     if norm / scale <= floor:
         return [undefined("stable_rank", REMOVED, "the update is nothing but decay", default=False)]
-    found = leading_triples(rest, 1, near=comparison.update_decomposition)
+    found = leading_triples(rest, 1)
     top, residual = float(found.sigma[0]), float(found.sigma_error[0])
     value = (norm / top) ** 2
-    bound = 2 * value * ((residual + floor * scale) / top + rest.shape[1] * EPS)
+    bound = 2 * value * ((residual + floor * scale) / top + floor * scale / norm + rest.shape[1] * EPS)
     method = f"{found.method} on dW - c W0"
     return [resolved_within("stable_rank", REMOVED, value, bound, RELATIVE_LIMIT * value, method, default=False)]
 

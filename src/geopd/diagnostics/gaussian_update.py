@@ -19,19 +19,23 @@ from scipy.optimize import brentq
 from scipy.special import erfc
 
 from geopd.diagnostics.bf16_grid import (
+    FINITE,
     INWARD,
     OUTWARD,
     UNITS,
     exponent_counts,
     grid_energy,
     on_bf16_grid,
+    outside_bf16,
     regime,
+    white_energy,
 )
 from geopd.diagnostics.comparison import Comparison
 
 Array = NDArray[np.float64]
-_FINITE = 0x7F80  # first magnitude index that is no finite bf16 number
-_MAGNITUDES = (np.arange(_FINITE, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+_MAGNITUDES = (np.arange(FINITE, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+_EXACT = 1e-12  # relative, of a sum over bins: a root no better than this is one
+_MARGIN = 1e-9  # by which a bracket is widened: exp(log x) may fall short of x
 _VISIBLE_STEP = 2.0**-8  # smallest relative step of bf16: below it eta decides nothing in the bf16 view
 _DENSITIES: WeakKeyDictionary[Comparison, dict[str, Array | None]] = WeakKeyDictionary()
 
@@ -53,8 +57,8 @@ def _bins(comparison: Comparison, view: str) -> _Bins:
 
 def closed_regime(comparison: Comparison, view: str) -> str | None:
     """The rounding regime where visible changes have a closed form; None where none is valid."""
-    if comparison.origin.magnitude_counts[_FINITE:].any():
-        return None  # weights beyond the range of bf16 have no step to round by
+    if outside_bf16(comparison.origin):
+        return None
     found = regime(comparison, view)
     if found == "one end":
         return None  # W0's own place in its rounding cell decides
@@ -84,6 +88,8 @@ def visible_probability(index: NDArray[np.int64], s: float, form: str, eta: floa
 
 
 def _solve(increasing: Callable[[float], float], target: float, start: float) -> float | None:
+    if abs(increasing(start) - target) <= _EXACT * target:
+        return start
     low = high = start
     while increasing(low) > target:
         low /= 8
@@ -93,9 +99,8 @@ def _solve(increasing: Callable[[float], float], target: float, start: float) ->
         high *= 8
         if high > 1e290:
             return None
-    if low == high:
-        return low
-    root: float = brentq(lambda x: increasing(math.exp(x)) - target, math.log(low), math.log(high), xtol=1e-13)
+    ends = math.log(low) - _MARGIN, math.log(high) + _MARGIN
+    root: float = brentq(lambda x: increasing(math.exp(x)) - target, *ends, xtol=1e-13)
     return math.exp(root)
 
 
@@ -108,8 +113,8 @@ def scale_for_energy(comparison: Comparison) -> float | None:
     step, counts = UNITS[counts > 0], counts[counts > 0]
     if comparison.origin.on_grid:
         return scale_of_stored(counts, step, comparison.update_norm[0])
-    # a wide origin saved narrow: the stored update holds the rounding of one end, u^2/12 an entry
-    rest = rms**2 - float(counts @ step**2) / counts.sum() / 12
+    # a wide origin saved narrow: the stored update holds the rounding of one end
+    rest = rms**2 - float(counts @ white_energy(step, "one end")) / counts.sum()
     return math.sqrt(rest) if rest > 0 else None
 
 

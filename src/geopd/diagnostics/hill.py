@@ -1,7 +1,7 @@
 """How heavy is the head of the update's spectrum? The Hill tail index (arXiv 2606.07082, section 4).
 
 H_k = [1/(k-1) sum_{i<k} log(sigma_i / sigma_k)]^-1 over the k largest singular values of dW; depends on k, so k is
-recorded. Undefined below numerical rank k and where the k values are equal. No closed-form null.
+recorded. Undefined below numerical rank k and where the k values are equal. Its nulls are in ``noise_nulls``.
 """
 
 from __future__ import annotations

@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopd.diagnostics.bf16_grid import (
-    ENERGY,
+    OUTSIDE,
     UNITS,
     exponent_counts,
     grid_energy,
     grid_product,
+    overflows,
     regime,
     rounded_views,
+    white_energy,
 )
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.gaussian_update import scale_of_stored
@@ -78,11 +80,13 @@ def _measure_native(comparison: Comparison) -> Measurement:
         return undefined(METRICS[0], name, "float16: its rounding is not modelled")
     if rounding == "none":
         return ok(METRICS[0], name, 0.0, 0.0, "as stored", note="stored wider than bf16: no rounding")
+    if overflows(comparison, "native"):
+        return undefined(METRICS[0], name, OUTSIDE)
     counts = exponent_counts(comparison.origin.magnitude_counts)
     step, counts = UNITS[counts > 0], counts[counts > 0]
     norm = comparison.update_norm[0]
     if rounding == "one end":
-        share = ENERGY[rounding] * float(counts @ step**2) / norm**2
+        share = float(counts @ white_energy(step, rounding)) / norm**2
         return ok(METRICS[0], name, min(1.0, share), SOLVED, "u^2/12, one end")
     share, s = on_grid_share(counts, step, norm)
     return ok(METRICS[0], name, share, SOLVED, f"closed form, on-grid, intended rms {s:.3g}")
@@ -104,13 +108,15 @@ def _seen(comparison: Comparison, view: str) -> Measurement:
     name = setting(view=view)
     if comparison.update_is_zero:
         return undefined(METRICS[0], name, ZERO, default=False)
+    if overflows(comparison, view):
+        return undefined(METRICS[0], name, OUTSIDE, default=False)
     scale = comparison.update_norm[0]
+    in_view, wide = comparison.difference(view), comparison.difference()
     squared, along = 0.0, 0.0
     for rows in row_blocks(comparison.stored.shape):  # embeddings do not fit in float64 at once
-        before, after = comparison.origin.stored[rows], comparison.stored[rows]
-        seen = (after.bfloat16().double() - before.bfloat16().double()) / scale
+        seen = in_view[rows] / scale
         squared += float((seen * seen).sum())
-        along += float((seen * ((after.double() - before.double()) / scale)).sum())
+        along += float((seen * (wide[rows] / scale)).sum())
     if squared == 0.0:
         return undefined(METRICS[0], name, "no entry changed in this view", default=False)
     share = min(max(1 - along**2 / squared, 0.0), 1.0)

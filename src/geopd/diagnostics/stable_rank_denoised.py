@@ -14,8 +14,10 @@ D: stored update, u: bf16 step of W0, c: noise energy per u^2 (1/12; 1/6 where b
    vectors a, b, unless the first ratio exceeds 8.
 
 Where resolved it is within 15% of the truth on planted updates (docs/log.md). Undefined where y does not leave the
-noise at all. One leading singular triple by Lanczos; the error column bounds its convergence only, not the model.
-Where W+ is stored wider than bf16 the value is the raw stable rank. ``view=bf16`` is stored beside it then.
+noise at all. One leading singular triple by block Krylov iteration; the error column bounds its convergence only, not
+the model. Where W+ is stored wider than bf16 the value is the raw stable rank, and ``view=bf16`` is stored beside it;
+of a single row or column it is 1, like the raw one. No estimate is below 1. Undefined where weights beyond the range of
+bf16 have no step u.
 Source: geopd; spike formula as in Benaych-Georges and Nadakuditi (2012).
 """
 
@@ -31,7 +33,16 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geopd.diagnostics.bf16_grid import ENERGY, EXPONENTS, UNITS, exponents, regime, rounded_views
+from geopd.diagnostics.bf16_grid import (
+    ENERGY,
+    EXPONENTS,
+    OUTSIDE,
+    UNITS,
+    exponents,
+    overflows,
+    regime,
+    rounded_views,
+)
 from geopd.diagnostics.comparison import Comparison
 from geopd.diagnostics.parameters import Parameters
 from geopd.diagnostics.update_size import ZERO, measure_stable_rank
@@ -45,7 +56,7 @@ EDGE, CLEAR_EDGE = 1.5, 8.0
 FLAT = (0.85, 1.18)
 MOSTLY_KEPT = 0.9
 SPIKE = 40.0
-METHOD = "spike in rounding noise, Lanczos"
+METHOD = "spike in rounding noise, block Krylov"
 WIDE = "stored wider than bf16: as stored, no rounding to remove"
 Array = NDArray[np.float64]
 
@@ -85,6 +96,8 @@ def _measure(comparison: Comparison, view: str) -> Measurement:
     rounding = regime(comparison, view)
     if rounding is None:
         return undefined(METRICS[0], name, "float16: its rounding is not modelled", default=default)
+    if rounding != "none" and overflows(comparison, view):
+        return undefined(METRICS[0], name, OUTSIDE, default=default)
     if rounding == "none":
         raw = measure_stable_rank(comparison)[0]
         note = WIDE if raw.note is None else f"{WIDE}; {raw.note}"
@@ -106,6 +119,8 @@ def denoise(D: Operand, bins: Operand, c: float) -> Denoised:
     scale = checked_scale(D)
     if scale == 0.0:
         return Denoised(None, None, "no entry changed in this view")
+    if min(m, n) == 1:
+        return Denoised(1.0, 0.0, None)
     kept = _keep(D, bins, c, scale)
     if kept is None:
         return Denoised(None, None, "no energy above rounding at any step size of W0")
@@ -116,9 +131,9 @@ def denoise(D: Operand, bins: Operand, c: float) -> Denoised:
     theta2 = _spike(y, v, m, n)
     if theta2 is None:
         return Denoised(None, None, "the leading singular value does not leave the rounding noise")
-    value = m * n * kept.energy / theta2
+    value = max(1.0, m * n * kept.energy / theta2)
     lower = _spike(y - residual, v, m, n)
-    error = abs(m * n * kept.energy / lower - value) if lower else None
+    error = max(1.0, m * n * kept.energy / lower) - value if lower else None
     edge = math.inf if v <= 0 else y / (math.sqrt(v) * (math.sqrt(m) + math.sqrt(n)))
     spike = max(m * float(a.abs().max()) ** 2, n * float(b.abs().max()) ** 2)
     return Denoised(value, error, _doubt(edge, Y.share, kept.flatness, spike))

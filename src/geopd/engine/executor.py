@@ -16,6 +16,8 @@ from geopd.engine.task import Task, failed_parts, perform
 from geopd.results import Part
 
 THREADS = 1  # per task, whatever the machine: thread counts change bits, and matrices are spread over processes instead
+_OF_ONE_MATRIX = (MemoryError, OSError, RuntimeError, ValueError, AssertionError, ArithmeticError, LinAlgError)
+"""What may go wrong with one matrix and says nothing of the others; torch's LinAlgError is a RuntimeError."""
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def _perform(task: Task) -> list[Part]:
     with _threads():
         try:
             return perform(task)
-        except (MemoryError, OSError, RuntimeError, LinAlgError) as error:  # torch's LinAlgError is a RuntimeError
+        except _OF_ONE_MATRIX as error:
             # one matrix that cannot be finished must not take the others with it; it is tried again next time
             reason = f"{type(error).__name__}: {error}"
             return failed_parts(task, reason, retry=True)

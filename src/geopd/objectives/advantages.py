@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "GROUP_STD_OFFSET",
+    "check_alpha",
     "group_normalised_advantages",
     "mixed_advantages",
     "normalised_mixture",
@@ -92,6 +93,16 @@ def reverse_kl_advantages(student_logps: Tensor, teacher_logps: Tensor, mask: Te
     return advantages
 
 
+def check_alpha(alpha: float) -> None:
+    """Require a weight of distillation in [0, 1].
+
+    Raises:
+        ValueError: it is outside.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha={alpha} is outside [0, 1]: 1 is pure distillation, 0 pure verifiable reward")
+
+
 def mixed_advantages(alpha: float, opd: Tensor, rlvr: Tensor) -> Tensor:
     """The convex mixture of both raw signals.
 
@@ -109,8 +120,7 @@ def mixed_advantages(alpha: float, opd: Tensor, rlvr: Tensor) -> Tensor:
     Raises:
         ValueError: alpha is outside [0, 1] or the batch sizes differ.
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha} is outside [0, 1]: 1 is pure distillation, 0 pure verifiable reward")
+    check_alpha(alpha)
     _check_fit(opd, rlvr)
     return alpha * opd + (1.0 - alpha) * rlvr.unsqueeze(1)
 

@@ -8,12 +8,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["TOKEN_SELECTIONS", "token_weights"]
+__all__ = ["TOKEN_SELECTIONS", "check_token_selection", "token_weights"]
 
 TOKEN_SELECTIONS = ("all", "top-gap", "random")
 """Every token; those where the student is most over-confident; as many drawn at random."""
 
 _SEED_RANGE = 2**62
+
+
+def check_token_selection(selection: str, rho: float) -> None:
+    """Require a known selection and a share of tokens that it can keep.
+
+    Args:
+        selection: one of ``TOKEN_SELECTIONS``.
+        rho: share of tokens kept, in (0, 1]; ``all`` takes 1.
+
+    Raises:
+        ValueError: the selection is unknown, or rho is out of range or set without a selection.
+    """
+    if selection not in TOKEN_SELECTIONS:
+        raise ValueError(f"token_selection={selection!r} is unknown: use one of {', '.join(TOKEN_SELECTIONS)}")
+    if not 0.0 < rho <= 1.0:
+        raise ValueError(f"rho={rho} is outside (0, 1]: it is the share of tokens kept")
+    if selection == "all" and rho != 1.0:
+        raise ValueError(f"rho={rho} keeps no fewer tokens without token_selection: set top-gap or random")
 
 
 def token_weights(
@@ -41,12 +59,7 @@ def token_weights(
     Raises:
         ValueError: the selection is unknown, rho is out of range or set without a selection, or the shapes differ.
     """
-    if selection not in TOKEN_SELECTIONS:
-        raise ValueError(f"token_selection={selection!r} is unknown: use one of {', '.join(TOKEN_SELECTIONS)}")
-    if not 0.0 < rho <= 1.0 or (selection == "all" and rho != 1.0):
-        raise ValueError(
-            f"rho={rho} with token_selection={selection!r}: rho is the kept share in (0, 1], and 1 where all are kept"
-        )
+    check_token_selection(selection, rho)
     if mask.dim() != 2 or gap.shape != mask.shape:
         raise ValueError(f"gap {tuple(gap.shape)} and mask {tuple(mask.shape)} must share one shape (B, T)")
     present = mask.bool()

@@ -1,7 +1,7 @@
 """Pure linear algebra on tensors: no names, no files.
 
 Shapes: W is (m, n), p = min(m, n); singular values (p,), descending; left vectors (m, k), right vectors (n, k).
-Everything is float64 on the tensor's own device.
+Results are float64, on the tensor's own device.
 """
 
 from geopd.spectral.angles import angle_error, principal_angles
@@ -10,7 +10,6 @@ from geopd.spectral.leading import leading_triples
 from geopd.spectral.norms import frobenius, row_blocks
 from geopd.spectral.operands import Difference, Operand, checked_scale
 from geopd.spectral.selection import (
-    DOUBTFUL,
     Counts,
     MagnitudeMask,
     Magnitudes,
@@ -20,13 +19,10 @@ from geopd.spectral.selection import (
     magnitude_bins,
     smallest_magnitudes,
     split_at_share,
-    split_blocks,
-    split_codes,
     visibly_changed,
 )
 
 __all__ = [
-    "DOUBTFUL",
     "Counts",
     "Decomposition",
     "Difference",
@@ -47,7 +43,5 @@ __all__ = [
     "singular_values",
     "smallest_magnitudes",
     "split_at_share",
-    "split_blocks",
-    "split_codes",
     "visibly_changed",
 ]

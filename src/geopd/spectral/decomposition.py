@@ -75,11 +75,15 @@ class Decomposition:
         return float(self.sigma[k - 1]) - self.following(k)
 
     def leading_sine(self, k: int) -> float:
-        """Bound on the sine of the largest angle between a computed leading k-subspace and the exact one; at most 1."""
+        """Bound on the sine of the largest angle between a computed leading k-subspace and the exact one; at most 1.
+
+        The gap is what the errors of sigma_k and sigma_{k+1} leave of it: the latter may be far from converged.
+        """
         top = float(self.sigma[0])
         if top == 0.0:
             return 1.0
-        above, below = float(self.sigma[k - 1]) / top, self.following(k) / top
+        above = max(float(self.sigma[k - 1] - self.sigma_error[k - 1]), 0.0) / top
+        below = (self.following(k) + (float(self.sigma_error[k]) if k < self.sigma.numel() else 0.0)) / top
         gap = (above - below) * (above + below if self.squared else 1.0)
         if gap <= 2 * self.perturbation:
             return 1.0
@@ -247,7 +251,7 @@ def singular_values(W: Operand) -> tuple[Float64[Tensor, " p"], float]:
     """
     scale = checked_scale(W)
     if scale == 0.0:
-        return torch.zeros(min(W.shape), dtype=torch.float64), 0.0
+        return torch.zeros(min(W.shape), dtype=torch.float64, device=W.device), 0.0
     sigma = torch.linalg.svdvals(_triangle(W, scale))
     return sigma * scale, _stable_rounding(sigma, W) * scale
 

@@ -32,11 +32,15 @@ class Operand(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """``(after - before) - decay * before``, made in float64 slice by slice: an update is never held whole."""
+    """``(after - before) - decay * before``, made in float64 slice by slice: an update is never held whole.
+
+    ``bf16``: of both ends rounded to bf16.
+    """
 
     after: Float[Tensor, "m n"]
     before: Float[Tensor, "m n"]
     decay: float = 0.0
+    bf16: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,8 +54,11 @@ class Difference:
 
     def __getitem__(self, index: Any, /) -> Float64[Tensor, "..."]:
         """The slice in float64."""
-        before = self.before[index].double()
-        moved = self.after[index].to(torch.float64, copy=True).sub_(before)
+        after, before = self.after[index], self.before[index]
+        if self.bf16:
+            after, before = after.bfloat16(), before.bfloat16()
+        before = before.double()
+        moved = after.to(torch.float64, copy=True).sub_(before)
         return moved.sub_(before, alpha=self.decay) if self.decay else moved
 
 

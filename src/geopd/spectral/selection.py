@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,16 +22,19 @@ _TOP_BITS = 44  # low bits of a float64 that a bucket leaves open: what is left 
 Counts = NDArray[np.int64]
 
 
-def visibly_changed(W0: Float[Tensor, "..."], W1: Float[Tensor, "..."], eta: float) -> Bool[Tensor, "..."]:
+def visibly_changed(
+    W0: Float[Tensor, "..."], W1: Float[Tensor, "..."], eta: float, *, bf16: bool = False
+) -> Bool[Tensor, "..."]:
     """Entries that changed visibly: not |w1 - w0| <= eta * max(|w0|, |w1|), evaluated in float64.
 
-    Callers round both to bf16 first where the bf16 view is wanted (arXiv 2606.07082, section 3).
+    ``bf16``: with both rounded to bf16 first (arXiv 2606.07082, section 3).
     """
     changed = torch.empty(W0.shape, dtype=torch.bool, device=W0.device)
     flat0, flat1, out = W0.reshape(-1), W1.reshape(-1), changed.view(-1)
     for start in range(0, flat0.numel(), _CHUNK):
         stop = start + _CHUNK
-        a, b = flat0[start:stop].double(), flat1[start:stop].double()
+        a, b = flat0[start:stop], flat1[start:stop]
+        a, b = (part.bfloat16().double() if bf16 else part.double() for part in (a, b))
         torch.gt((b - a).abs_(), torch.maximum(a.abs(), b.abs()).mul_(eta), out=out[start:stop])
     return changed
 
@@ -168,27 +172,6 @@ def _quota(alpha: float, n: int) -> float:
     return alpha * n
 
 
-def split_at_share(score: Float[Tensor, "..."], alpha: float, largest: bool) -> TieSplit:
-    """Split entries at the alpha quota of their score; entries tied with the cut share what is left of the quota.
-
-    Raises:
-        ValueError: if alpha is not strictly between 0 and 1, or there are no entries.
-    """
-    n = score.numel()
-    quota = _quota(alpha, n)
-    position = min(int(np.floor(quota)), n - 1)
-    signed = -score if largest else score
-    cut = float(np.partition(signed.reshape(-1).cpu().numpy(), position)[position])
-    codes = split_codes(signed < cut, signed == cut)
-    share = (quota - int((codes == INSIDE).sum())) / int((codes == TIED).sum())
-    return TieSplit(codes, share)
-
-
-def split_codes(inside: Bool[Tensor, "..."], tied: Bool[Tensor, "..."]) -> UInt8[Tensor, "..."]:
-    """INSIDE, TIED or 0, one byte an entry."""
-    return inside.to(torch.uint8).mul_(INSIDE).add_(tied, alpha=TIED)
-
-
 def smallest_magnitudes(counts: Counts, alpha: float) -> MagnitudeMask:
     """The alpha share of entries of smallest bf16 magnitude, from how many entries each magnitude holds.
 
@@ -205,19 +188,46 @@ def smallest_magnitudes(counts: Counts, alpha: float) -> MagnitudeMask:
     return MagnitudeMask(weight, counts)
 
 
-def split_blocks(
-    blocks: Callable[[], Iterator[Float64[Tensor, "b n"]]], n: int, alpha: float, largest: bool
-) -> tuple[float, float]:
-    """Cut and tie share of ``split_at_share`` for non-negative scores that are made block by block, never held whole.
+def split_at_share(
+    blocks: Callable[[], Iterator[Float64[Tensor, "b n"]]],
+    shape: tuple[int, ...],
+    alpha: float,
+    largest: bool,
+    margin: float = 0.0,
+) -> TieSplit:
+    """Split entries at the alpha quota of their score; entries tied with the cut share what is left of the quota.
 
-    Two passes: a histogram over the leading bits of the scores finds the bucket that holds the cut, the second pass
-    collects that bucket and sorts it, so the cut is exact. ``blocks`` is called once a pass and must repeat itself.
-
-    Returns:
-        The score at the cut, and the share of the entries equal to it that are inside.
+    The scores, non-negative, are made in row blocks and never held whole; ``blocks`` is called three times and must
+    repeat itself. Where they carry rounding of up to half the ``margin``, entries that near the cut are DOUBTFUL.
 
     Raises:
         ValueError: if alpha is not strictly between 0 and 1, or there are no entries.
+    """
+    cut, share = _cut(blocks, math.prod(shape), alpha, largest)
+    codes, done, doubtful = None, 0, 0
+    for block in blocks():
+        if codes is None:
+            codes = torch.empty(shape, dtype=torch.uint8, device=block.device)
+        inside = block > cut if largest else block < cut
+        made = inside.to(torch.uint8).mul_(INSIDE).add_(block == cut, alpha=TIED)
+        if margin:
+            near = (block - cut).abs_() <= margin
+            made.add_(near, alpha=DOUBTFUL)
+            doubtful += int(torch.count_nonzero(near))
+        codes[done : done + len(block)] = made
+        done += len(block)
+    assert codes is not None
+    # one entry alone within rounding of the cut is the cut
+    return TieSplit(codes & (DOUBTFUL - 1) if doubtful == 1 else codes, share)
+
+
+def _cut(
+    blocks: Callable[[], Iterator[Float64[Tensor, "b n"]]], n: int, alpha: float, largest: bool
+) -> tuple[float, float]:
+    """The score at the cut, and the share of the entries equal to it that are inside.
+
+    Two passes: a histogram over the leading bits of the scores finds the bucket that holds the cut, the second pass
+    collects that bucket and sorts it, so the cut is exact.
     """
     quota = _quota(alpha, n)
     buckets = np.zeros(1 << (63 - _TOP_BITS), dtype=np.int64)

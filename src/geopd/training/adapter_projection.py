@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from geopd.training.basis import Basis
-from geopd.training.named_parameters import NamedParameter, canonical_name, named_parameters, rest_of
+from geopd.training.basis_fit import check_fit
+from geopd.training.named_parameters import canonical_name, named_parameters, rest_of
 
 __all__ = ["ADAPTER", "adapted_layers", "adapter_for"]
 
@@ -49,7 +50,8 @@ def adapter_for(model: Any, basis: Basis, *, train_rest: bool = False) -> Any:
     if basis.is_mask:
         raise ValueError("an adapter trains a subspace, and this basis is a mask: use mode 'mask'")
     parameters = named_parameters(model)
-    paths = {name: _linear_path(model, name, parameters, basis) for name in basis.names}
+    check_fit(model, parameters, basis, adapter=True)
+    paths = {name: parameters[name].path.removesuffix(".weight") for name in basis.names}
     ranks = {paths[name]: V.shape[1] for name, V in basis.vectors.items()}
     rank = max(ranks.values())
     lower = {re.escape(path): r for path, r in ranks.items() if r != rank}
@@ -93,30 +95,6 @@ def adapted_layers(model: Any, basis: Basis) -> dict[str, Any]:
         if name not in layers:
             raise ValueError(f"{name}: the model has no adapter on it; call Projection.prepare(model) first")
     return {name: layers[name] for name in basis.names}
-
-
-def _linear_path(model: Any, name: str, parameters: dict[str, NamedParameter], basis: Basis) -> str:
-    if name not in parameters:
-        stacks = [p.path for p in parameters.values() if p.parameter.ndim > 2]
-        held = f"; it holds expert stacks such as {stacks[0]}, which cannot be adapted" if stacks else ""
-        raise ValueError(
-            f"{name}: the basis names it and the model has no such matrix{held}: make the basis without it "
-            "(`geopd basis --matrices`)"
-        )
-    path = parameters[name].path.removesuffix(".weight")
-    module = model.get_submodule(path) if parameters[name].path.endswith(".weight") else None
-    if not isinstance(module, nn.Linear):
-        what = type(module).__name__ if module is not None else "a bare parameter"
-        raise ValueError(
-            f"{name}: an adapter needs an nn.Linear, and this is {what}: make the basis without it "
-            "(`geopd basis --matrices`), or use mode 'gradient'"
-        )
-    if not basis.fits(name, tuple(module.weight.shape)):
-        raise ValueError(
-            f"{name}: the basis was made for {basis.vectors[name].shape[0]} columns and the model's weight is "
-            f"{' x '.join(map(str, module.weight.shape))}: use the basis of this model"
-        )
-    return path
 
 
 def _is_bias(path: str) -> bool:

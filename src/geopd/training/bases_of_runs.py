@@ -39,7 +39,8 @@ def basis_of_run(
     ``update``: the leading K right singular vectors of dW_t. ``origin``: those of W_0. ``random``: K Haar-distributed
     directions, from the seed and the matrix's name alone. ``mask``: the entries that changed visibly once both ends are
     rounded to bf16. Every kind covers the same matrices, those that moved; the others are left out, with the reason. K
-    is cut to n, and for ``update`` to the numerical rank of dW_t, beyond which singular vectors mean nothing.
+    is cut to the numerical rank of dW_t, beyond which singular vectors mean nothing; in the controls too, which would
+    otherwise be larger than what they control for (``origin`` also to the rank of W_0).
 
     Args:
         base: the checkpoint dW is counted from, or the word ``origin``: as the run's ``run.json`` says.
@@ -171,7 +172,7 @@ def _of_matrix(
     if total == 0.0:
         return _STILL
     if kind == MASK:
-        mask = visibly_changed(W0.bfloat16(), W.bfloat16(), _ETA)
+        mask = visibly_changed(W0, W, _ETA, bf16=True)
         if not bool(mask.any()):
             return "no entry changed visibly in bf16"
         return pack_mask(mask), float((D[mask] ** 2).sum()) / total
@@ -180,8 +181,9 @@ def _of_matrix(
 
 
 def _directions(W0: Tensor, D: Tensor, kind: str, k: int, seed: int, name: str) -> Float64[Tensor, "n k"]:
-    n = D.shape[1]
+    moved = leading_triples(D, k)
+    columns = min(k, moved.rank)
     if kind == "random":
-        return haar(n, min(k, n), seed, name)
-    found = leading_triples(D if kind == "update" else W0.double(), k)
-    return found.right[:, : min(k, found.rank)]
+        return haar(D.shape[1], columns, seed, name)
+    found = moved if kind == "update" else leading_triples(W0.double(), columns)
+    return found.right[:, : min(columns, found.rank)]

@@ -21,7 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["KINDS", "MASK", "Basis", "Provenance", "pack_mask", "read_basis", "unpack_mask", "write_basis"]
+__all__ = [
+    "KINDS",
+    "MASK",
+    "Basis",
+    "Provenance",
+    "check_destination",
+    "pack_mask",
+    "read_basis",
+    "unpack_mask",
+    "write_basis",
+]
 
 MASK = "mask"
 KINDS = ("update", "random", "origin", MASK)
@@ -36,7 +46,7 @@ class Provenance:
 
     Args:
         kind: ``update`` (leading right singular vectors of dW), ``origin`` (of W0), ``random`` (Haar) or ``mask``.
-        k: columns asked for; a matrix whose update has a lower rank holds fewer. None for a mask.
+        k: columns asked for; a matrix whose update has a lower rank holds fewer, in every kind. None for a mask.
         step: optimiser step of the checkpoint; None where it carries none.
         origin: path of the checkpoint dW is counted from.
         origin_digest: its content digest.
@@ -110,20 +120,42 @@ def unpack_mask(packed: UInt8[Tensor, "m b"], width: int) -> Bool[Tensor, "m n"]
     return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), axis=1, count=width)).bool()
 
 
+def check_destination(path: str | Path) -> None:
+    """Require that a file can be written at a path, whose missing folders are made on writing. Changes nothing.
+
+    Raises:
+        ValueError: a folder lies there, or where its folder should be there is a file, or it is not writable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; name the file to write in it, such as {path / 'basis.safetensors'}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{path}: {above} is a file, and no folder can be made there; name another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: {above} is not writable; name another place")
+
+
 def write_basis(path: str | Path, basis: Basis) -> Path:
     """Write a basis file atomically and return its path.
 
     Raises:
-        ValueError: the basis is empty, or ``read_basis`` would refuse it.
+        ValueError: the basis is empty, ``read_basis`` would refuse it, or the file cannot be written.
     """
     path = Path(path)
+    check_destination(path)
     tensors = {name: tensor.contiguous() for name, tensor in (basis.masks or basis.vectors).items()}
     _check(path, basis.provenance, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     entry = json.dumps({"version": _VERSION, **asdict(basis.provenance)}, sort_keys=True, allow_nan=False)
-    save_file(tensors, partial, metadata={"format": "pt", _ENTRY: entry})
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata={"format": "pt", _ENTRY: entry})
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be written ({error}); make room, or name another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -53,12 +53,8 @@ def check_teacher(
     _check_temperatures(student_temperature, teacher_temperature)
     student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     _check_vocabularies(student, teacher)
-    for whose, rows in (("student", student_vocab_size), ("teacher", teacher_vocab_size)):
-        if rows is not None and rows <= max(student.values()):
-            raise ValueError(
-                f"the {whose} has {rows} vocabulary rows but token ids run to {max(student.values())}: resize its "
-                "embeddings or use the tokenizer it was trained with"
-            )
+    _check_rows("student", student_vocab_size, student)
+    _check_rows("teacher", teacher_vocab_size, student)
     _check_ends(student_tokenizer, teacher_tokenizer)
     if not allow_template_mismatch:
         _check_templates(student_tokenizer.chat_template, teacher_tokenizer.chat_template)
@@ -92,12 +88,12 @@ def check_teacher_server(
         ValueError: names what does not fit or cannot be seen, and the remedy.
     """
     _check_temperatures(student_temperature, 1.0)
+    _check_rows("student", student_vocab_size, student_tokenizer.get_vocab())
     server.served_model()
     if teacher_tokenizer is not None:
         check_teacher(
             student_tokenizer,
             _load_tokenizer(teacher_tokenizer),
-            student_vocab_size=student_vocab_size,
             allow_template_mismatch=allow_template_mismatch,
         )
     elif student_tokenizer.eos_token_id is None:
@@ -140,6 +136,14 @@ def _check_vocabularies(student: dict[str, int], teacher: dict[str, int]) -> Non
         f"teacher and student differ in {len(differing)} token ids ({len(teacher)} and {len(student)} tokens): {shown}"
         f"{'; ...' if len(differing) > _SHOWN else ''}. Use a teacher with the student's tokenizer"
     )
+
+
+def _check_rows(whose: str, rows: int | None, vocabulary: dict[str, int]) -> None:
+    if rows is not None and rows <= max(vocabulary.values()):
+        raise ValueError(
+            f"the {whose} has {rows} vocabulary rows but token ids run to {max(vocabulary.values())}: resize its "
+            "embeddings or use the tokenizer it was trained with"
+        )
 
 
 def _id_in(vocabulary: dict[str, int], token: str) -> str:

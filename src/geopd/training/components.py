@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from geopd.training.data import load_demonstrations, load_prompts
 from geopd.training.planning import ModelSize, bytes_a_weight
 from geopd.training.projection import Projection
 from geopd.training.rewards import reward_functions
+from geopd.training.score_weighted_arguments import check_router_loss
 from geopd.training.teacher import ModelTeacher, Teacher
 from geopd.training.teacher_server import ServerTeacher
 
 __all__ = [
+    "ANSWERED_REWARDS",
     "check_config_teacher",
     "load_rewards",
     "load_rows",
@@ -27,10 +30,14 @@ __all__ = [
     "load_teacher",
     "local_folder",
     "projection_of",
-    "student_size",
+    "student_on_meta",
     "teacher_server",
     "teacher_size",
 ]
+
+
+ANSWERED_REWARDS = frozenset({"exact", "math_verify"})
+"""Reward functions that need a ground truth beside each prompt."""
 
 
 def load_student_tokenizer(config: TrainConfig) -> Any:
@@ -83,7 +90,7 @@ def load_rows(config: TrainConfig) -> Dataset:
     if config.paradigm == "sft":
         return load_demonstrations(data.dataset, form=data.dataset_form, **common)
     judged = set(config.reward.reward or ()) if config.reward is not None else set()
-    needs = bool(judged & {"exact", "math_verify"})
+    needs = bool(judged & ANSWERED_REWARDS)
     return load_prompts(data.dataset, answer_column=data.answer_column, needs_answer=needs, **common)
 
 
@@ -131,16 +138,13 @@ def teacher_server(config: TrainConfig) -> ServerTeacher:
     """The client of a served teacher; nothing is sent yet.
 
     Raises:
-        ValueError: a setting of ``teacher_server`` is unknown or out of range.
+        ValueError: a setting of ``teacher_server`` is out of range.
     """
     assert config.teacher is not None
     assert config.teacher.teacher_url is not None
     options = config.teacher.teacher_server or {}
     assert isinstance(options, dict)
-    try:
-        return ServerTeacher(config.teacher.teacher_url, config.teacher.teacher_name, **options)
-    except TypeError as error:
-        raise ValueError(f"teacher_server: {error}") from error
+    return ServerTeacher(config.teacher.teacher_url, config.teacher.teacher_name, **options)
 
 
 def check_config_teacher(config: TrainConfig, tokenizer: Any, student_rows: int) -> None:
@@ -156,7 +160,6 @@ def check_config_teacher(config: TrainConfig, tokenizer: Any, student_rows: int)
     """
     if config.teacher is None:
         return
-    temperature = getattr(config.training, "temperature", 1.0)
     if config.teacher.teacher_url is not None:
         check_teacher_server(
             teacher_server(config),
@@ -164,7 +167,7 @@ def check_config_teacher(config: TrainConfig, tokenizer: Any, student_rows: int)
             teacher_tokenizer=config.teacher.teacher_tokenizer,
             student_vocab_size=student_rows,
             allow_template_mismatch=config.teacher.allow_template_mismatch,
-            student_temperature=temperature,
+            student_temperature=getattr(config.training, "temperature", 1.0),
         )
         return
     name, trust = str(config.teacher.teacher), config.training.trust_remote_code
@@ -175,18 +178,19 @@ def check_config_teacher(config: TrainConfig, tokenizer: Any, student_rows: int)
         student_vocab_size=student_rows,
         teacher_vocab_size=shape.get_text_config().vocab_size,
         allow_template_mismatch=config.teacher.allow_template_mismatch,
-        student_temperature=temperature,
-        teacher_temperature=temperature,
     )
 
 
-def student_size(config: TrainConfig) -> tuple[ModelSize, int]:
-    """The student's shape from its config alone, and the rows of its output matrix.
+def student_on_meta(config: TrainConfig) -> tuple[ModelSize, Any]:
+    """The student's shape from its config alone, and a model of that shape without weights, as it will be trained.
 
     Raises:
-        ValueError: there is no config, or the projection's basis does not fit the shape.
+        ValueError: there is no config, the projection's basis does not fit the shape, or the loss would not be the
+            objective's.
     """
     shape = _from_hub(AutoConfig, "config", _name(config), **_source(config))
+    if config.paradigm != "sft" and config.divergence == "sampled":
+        check_router_loss(config.training, shape)
     size, model = _size(_name(config), shape, bytes_a_weight(config.model.dtype), config.training.trust_remote_code)
     if config.run.projection is not None:
         model = projection_of(config).prepare(model)
@@ -196,10 +200,7 @@ def student_size(config: TrainConfig) -> tuple[ModelSize, int]:
 
         model = get_peft_model(model, get_peft_config(config.model))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return (
-        ModelSize(size.name, size.parameters, trained, size.layers, size.width, size.bytes_a_weight),
-        int(shape.get_text_config().vocab_size),
-    )
+    return replace(size, trained=trained), model
 
 
 def teacher_size(config: TrainConfig) -> ModelSize | str | None:
@@ -211,24 +212,19 @@ def teacher_size(config: TrainConfig) -> ModelSize | str | None:
     trust = config.training.trust_remote_code
     shape = _from_hub(AutoConfig, "config", config.teacher.teacher, trust_remote_code=trust)
     size, _ = _size(config.teacher.teacher, shape, bytes_a_weight(config.teacher.teacher_dtype), trust)
-    return ModelSize(size.name, size.parameters, 0, size.layers, size.width, size.bytes_a_weight)
+    return replace(size, trained=0)
 
 
 def projection_of(config: TrainConfig) -> Projection:
     """The projection that ``run.projection`` describes.
 
     Raises:
-        ValueError: a setting is unknown or out of range.
+        ValueError: a setting is out of range.
     """
     settings = config.run.projection
     assert isinstance(settings, dict)
-    if "basis" not in settings:
-        raise ValueError("projection names no basis: make one with `geopd basis` and give its file as `basis`")
-    settings = {"start": local_folder(_name(config), config.model.model_revision)} | settings
-    try:
-        return Projection(**settings)
-    except TypeError as error:
-        raise ValueError(f"projection: {error}") from error
+    start: dict[str, Any] = {"start": local_folder(_name(config), config.model.model_revision)}
+    return Projection(**start | settings)
 
 
 def local_folder(name: str, revision: str | None = None) -> Path | None:

@@ -11,8 +11,14 @@ from typing import Any, Literal
 import yaml
 from trl import ModelConfig
 
+from geopd.training.evaluation_schedule import EvaluationSettings
+from geopd.training.monitor import GeometryMonitor
+from geopd.training.nested_settings import check_settings
 from geopd.training.objective import Objective
+from geopd.training.projection import Projection
 from geopd.training.rewards import DEFAULT_ANSWER_MARKER
+from geopd.training.score_weighted_arguments import check_score_weighted_arguments
+from geopd.training.teacher_server import ServerTeacher
 from geopd.training.trl_arguments import OnPolicyArguments, SupervisedArguments
 
 __all__ = [
@@ -90,6 +96,12 @@ class RunArguments:
     def __post_init__(self) -> None:
         for name in ("projection", "monitor", "evaluation"):
             setattr(self, name, _mapping(name, getattr(self, name)))
+        if isinstance(self.projection, dict):
+            check_settings("projection", self.projection, Projection)
+        if isinstance(self.monitor, dict):
+            check_settings("monitor", self.monitor, GeometryMonitor, optional=("origin",))
+        if isinstance(self.evaluation, dict):
+            check_settings("evaluation", self.evaluation, EvaluationSettings)
         if self.checkpoint_steps is not None and self.checkpoint_every is not None:
             raise ValueError("checkpoint_steps and checkpoint_every are both given: keep one of them")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
@@ -143,6 +155,8 @@ class TeacherArguments:
 
     def __post_init__(self) -> None:
         self.teacher_server = _mapping("teacher_server", self.teacher_server)
+        if self.teacher_server is not None:
+            check_settings("teacher_server", self.teacher_server, ServerTeacher, excluded=("url", "model"))
         if self.teacher == "none":  # how a flag takes back what the file says
             self.teacher = None
         if (self.teacher is None) == (self.teacher_url is None):
@@ -210,6 +224,8 @@ class TrainConfig:
             raise ValueError(f"{self.paradigm} needs a reward: exact, math_verify or module:function")
         if self.paradigm != "sft":
             self._check_teacher_can(self.objective)
+            if self.divergence == "sampled":
+                check_score_weighted_arguments(self.training, self.objective)
         if self.run.projection is not None and self.model.use_peft:
             raise ValueError("projection and use_peft are both set: an adapter projection brings its own adapter")
 

@@ -7,7 +7,6 @@ another type, and choices that do not exist.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from geopd.training.config import (
     TeacherArguments,
     TrainConfig,
 )
+from geopd.training.nested_settings import nearest
 from geopd.training.trl_arguments import OnPolicyArguments, SupervisedArguments
 
 __all__ = ["config_parser", "parse_config"]
@@ -64,7 +64,7 @@ def config_parser(paradigm: str) -> TrlParser:
         ValueError: the paradigm is unknown.
     """
     if paradigm not in PARADIGMS:
-        raise ValueError(f"paradigm {paradigm!r} is unknown: use {', '.join(PARADIGMS)}{_nearest(paradigm, PARADIGMS)}")
+        raise ValueError(f"paradigm {paradigm!r} is unknown: use {', '.join(PARADIGMS)}{nearest(paradigm, PARADIGMS)}")
     return _Parser(
         list(_groups(paradigm).values()),
         prog=f"geopd train {paradigm}",
@@ -82,7 +82,7 @@ def parse_config(
 
     Args:
         paradigm: sft, opd, rlvr or mix.
-        flags: ``--key value`` or ``--key=value``; lists as several values, mappings as JSON.
+        flags: ``--key value`` or ``--key=value``; lists as several values, mappings as YAML or JSON.
         file: a YAML mapping; its key ``env`` sets environment variables, as in TRL.
         settings: what ``file`` would hold, instead of it.
 
@@ -139,12 +139,7 @@ def _refuse_unknown(source: str, keys: Any, actions: dict[str, argparse.Action])
         name = str(key).lstrip("-").partition("=")[0].replace("-", "_")
         if name not in actions or str(key).startswith("-"):
             shown = key if str(key).startswith("-") else f"{key!r}"
-            raise ValueError(f"{source}: {shown} is unknown{_nearest(name, list(actions))}; --help lists all")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{source}: {shown} is unknown{nearest(name, list(actions))}; --help lists all")
 
 
 def _typed(source: str, key: str, value: Any, action: argparse.Action) -> Any:

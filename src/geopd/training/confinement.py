@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -25,16 +26,18 @@ class Confinement(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     Args:
         projection: a ``Projection``, or its settings, from which a trainer may restore this callback.
+        start: the checkpoint training starts from, where the leak is counted from it.
     """
 
-    def __init__(self, projection: Projection | dict[str, Any]) -> None:
+    def __init__(self, projection: Projection | dict[str, Any], start: Path | str | None = None) -> None:
+        self.start = None if start is None else Path(start)
         self.projection = projection if isinstance(projection, Projection) else Projection(**projection)
         self._handles: list[Any] = []
 
     def state(self) -> dict[str, Any]:
         """What the trainer's checkpoint keeps."""
-        settings = self.projection.as_settings()
-        return {"args": {"projection": settings}, "attributes": {}, "identity": self._identity}
+        args = {"projection": self.projection.as_settings(), "start": None if self.start is None else str(self.start)}
+        return {"args": args, "attributes": {}, "identity": self._identity}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the optimiser and register the hooks.
@@ -67,6 +70,7 @@ class Confinement(TrainerCallback, ExportableState):  # type: ignore[misc]
             "mode": chosen.mode,
             "lr_scale": chosen.lr_scale,
             "train_rest": chosen.train_rest,
+            "start": None if self.start is None else checkpoint_digest(self.start),
         }
 
     def _check_resumed(self, state: Any) -> None:

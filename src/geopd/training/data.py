@@ -5,32 +5,38 @@ reaches the reward functions. Demonstrations become ``messages``, ``prompt`` and
 TRL's columns the schema of dapo-math-17k is read: ``prompt`` messages with ``reward_model = {"ground_truth": ...}``.
 
 Duplicates are dropped and counted: dapo-math-17k holds every problem about a hundred times, which would make one epoch
-a hundred. ``problem:arithmetic`` is the miniature's own task.
+a hundred. Prompts are duplicates when all their columns but identifiers agree, demonstrations when what is trained on
+does (:mod:`geopd.training.distinct_rows`). ``problem:arithmetic`` is the miniature's own task.
+
+An answer that is a number becomes a text: in JSON as it is written there (3, 2.50), in a typed column the shortest that
+reads back, without ``.0`` behind a whole number below 2**53, since a column of floats puts that there for every value.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import math
 import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 from urllib.parse import parse_qsl
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from geopd.problems import DemonstrationStyle, Split, demonstrate, distinct_problems
 from geopd.training.data_files import read_dataset
+from geopd.training.distinct_rows import distinct_rows
 
 __all__ = ["load_demonstrations", "load_prompts"]
 
 _LOG = logging.getLogger(__name__)
-_ROWS_A_BATCH = 1000
 _PROBLEM = "problem:"
 _PROBLEMS_DRAWN = 10_000
+_ANSWERS = ("answer", "reward_model.ground_truth")
+_EXACT_IN_FLOAT = 2**53
 _FORMATS = {"messages": ("messages",), "prompt-completion": ("prompt", "completion"), "text": ("text",)}
 _KEPT_BESIDE = ("tools", "chat_template_kwargs")
 
@@ -62,7 +68,8 @@ def load_prompts(
         needs_answer: refuse rows without a ground truth.
 
     Returns:
-        One row a (prompt, answer), in the order of the source unless drawn.
+        Distinct rows, in the order of the source unless drawn. Where answers were numbers in JSON, the column they
+        come from holds the same texts.
 
     Raises:
         ValueError: the source cannot be read, a column is missing, or a row's prompt or answer is unusable; names the
@@ -72,9 +79,12 @@ def load_prompts(
     if str(source).startswith(_PROBLEM):
         problems, _ = _problems(str(source), split, limit, seed, options=())
         return Dataset.from_dict({"prompt": [p.prompt for p in problems], "answer": [p.answer for p in problems]})
-    dataset = read_dataset(source, split=split, subset=subset)
+    dataset = read_dataset(source, split=split, subset=subset, as_text=(answer_column,) if answer_column else _ANSWERS)
     column = _prompt_column(dataset, source)
     truth = _answer_path(dataset, source, answer_column, needs_answer)
+    if truth and truth[0] != "answer" and "answer" in dataset.column_names:
+        dataset = dataset.remove_columns("answer")  # the ground truth takes its name
+    answer_type = _answer_type(dataset, truth)
 
     def read(row: Row, where: str) -> tuple[Any, str | None]:
         prompt = row[column]
@@ -83,17 +93,19 @@ def load_prompts(
             prompt = prompt[:-1]
             if not prompt:
                 raise ValueError(f"{where}: messages hold nothing but an answer; give a user's turn before it")
-        answer = _answer(row, truth, where) if truth else None
+        answer = _answer(row, truth, answer_type, where) if truth else None
         if needs_answer and answer is None:
             raise ValueError(f"{where}: the answer in {'.'.join(truth)} is null; drop the row or give its answer")
         return prompt, answer
 
-    distinct = _chosen(list(_distinct(dataset, {column, *truth[:1]}, read, source)), limit, seed)
+    compared = [name for name in dataset.column_names if name != column]
+    found = distinct_rows(dataset, read, source, columns=list({column, *truth[:1]}), compared=compared)
+    distinct = _chosen(list(found), limit, seed)
     table = dataset.with_format("arrow")[[index for index, _ in distinct]]
     prompts, answers = zip(*(reading for _, reading in distinct), strict=True)
     several = len(prompts) - len({json.dumps(prompt) for prompt in prompts})
     if several:
-        _LOG.warning("%s: %d prompts come again with another answer; both are kept", source, several)
+        _LOG.warning("%s: %d prompts come again with another answer or column; all are kept", source, several)
     if column != "prompt":
         table = table.append_column("prompt", pa.array(prompts))
     if truth:
@@ -148,8 +160,8 @@ def load_demonstrations(
             raise ValueError(f"{where}: prompt and completion must both be text or both be messages")
         return values
 
-    distinct = [index for index, _ in _distinct(dataset, set(columns), read, source)]
     beside = [column for column in _KEPT_BESIDE if column in dataset.column_names]
+    distinct = [index for index, _ in distinct_rows(dataset, read, source, columns=columns, compared=beside)]
     return dataset.select_columns([*columns, *beside]).select(_chosen(distinct, limit, seed))
 
 
@@ -200,7 +212,7 @@ def _prompt_column(dataset: Dataset, source: str | Path) -> str:
 
 def _answer_path(dataset: Dataset, source: str | Path, asked: str | None, needed: bool) -> tuple[str, ...]:
     """Column and field of the ground truth, () where there is none."""
-    for path in (asked,) if asked else ("answer", "reward_model.ground_truth"):
+    for path in (asked,) if asked else _ANSWERS:
         column, _, field = path.partition(".")
         if column not in dataset.column_names:
             continue
@@ -219,14 +231,26 @@ def _listed(dataset: Dataset) -> str:
     return ", ".join(dataset.column_names) or "none"
 
 
-def _answer(row: Row, path: tuple[str, ...], where: str) -> str | None:
+def _answer_type(dataset: Dataset, path: tuple[str, ...]) -> str:
+    """Name of the ground truth's type, "" for what is no single value."""
+    feature: Any = dataset.features
+    for name in path:
+        feature = feature[name]
+    return str(getattr(feature, "dtype", ""))
+
+
+def _answer(row: Row, path: tuple[str, ...], kind: str, where: str) -> str | None:
     value = row[path[0]]
     if len(path) > 1 and value is not None:
         value = value[path[1]]
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        if value.is_integer() and abs(value) < _EXACT_IN_FLOAT:
+            return str(int(value))
+        return str(np.dtype(kind).type(value))  # of a float32 the shortest text, not all digits of its float64
     raise ValueError(f"{where}: the answer in {'.'.join(path)} is {str(value)[:60]!r}; give one text or number")
 
 
@@ -254,27 +278,3 @@ def _check_text_or_messages(value: Any, column: str, where: str) -> None:
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
             raise ValueError(f"{where}: {column} holds {str(message)[:60]!r}; a message has a role and content")
-
-
-def _distinct(
-    dataset: Dataset, columns: set[str], read: Callable[[Row, str], T], source: str | Path
-) -> Iterator[tuple[int, T]]:
-    """Index and reading of the first row of each distinct reading."""
-    seen: set[bytes] = set()
-    for index, row in enumerate(_rows(dataset.select_columns(sorted(columns)))):
-        reading = read(row, f"{source}, row {index + 1}")
-        digest = hashlib.blake2b(json.dumps(reading, sort_keys=True).encode(), digest_size=16).digest()
-        if digest not in seen:
-            seen.add(digest)
-            yield index, reading
-    if not seen:
-        raise ValueError(f"{source} has no rows: pass data with rows")
-    if len(seen) < len(dataset):
-        _LOG.warning("%s: %d of %d rows are duplicates, dropped", source, len(dataset) - len(seen), len(dataset))
-
-
-def _rows(dataset: Dataset) -> Iterator[Row]:
-    names = dataset.column_names
-    for batch in dataset.iter(batch_size=_ROWS_A_BATCH):
-        for values in zip(*(batch[name] for name in names), strict=True):
-            yield dict(zip(names, values, strict=True))

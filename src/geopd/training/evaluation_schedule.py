@@ -63,18 +63,6 @@ class EvaluationSettings:
         """The name the figures carry."""
         return self.name or self.split or "train"
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> EvaluationSettings:
-        """The plan that a configuration's ``evaluation`` describes.
-
-        Raises:
-            ValueError: a setting is unknown, missing or out of range.
-        """
-        try:
-            return cls(**settings)
-        except TypeError as error:
-            raise ValueError(f"evaluation: {str(error).partition('()')[2].strip() or error}") from error
-
 
 def rewarded_task(rows: Sequence[Row], tokenizer: Any, reward: Callable[..., Any]) -> VerifiableTask[Row]:
     """Rows in TRL's columns as problems: asked through the chat template, judged by a TRL reward function.

@@ -23,7 +23,8 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
       the first ``window``, and the last is the longest so far.
     - Most completions are truncated: more than ``truncated`` of them end without an end token.
     - Sampler and trainer disagree: the mean absolute difference of their log-probabilities of the sampled tokens,
-      which TRL logs with vLLM, exceeds ``mismatch`` nats.
+      which TRL logs with vLLM, exceeds ``mismatch`` nats. With ``vllm_importance_sampling_correction`` off TRL logs
+      none; that nothing is measured is said when training begins.
 
     Lengths are read from the trainer's log history, so a resumed run remembers how it began.
 
@@ -48,6 +49,15 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
         self.mismatch = mismatch
         self.window = window
         self._said: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Say where a failure could not be seen."""
+        if state.is_world_process_zero and args.use_vllm and not args.vllm_importance_sampling_correction:
+            _LOGGER.warning(
+                "vllm_importance_sampling_correction is off: the difference between the log-probabilities of vLLM and "
+                "of the trainer is not measured; turn it on, if only for some steps, to have it logged as %s",
+                _MISMATCH,
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: ARG002
         """Look at the figures just logged."""

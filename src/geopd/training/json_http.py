@@ -11,7 +11,7 @@ import http.client
 import json
 import os
 import random
-import time
+import threading
 import urllib.error
 import urllib.request
 from typing import Any
@@ -84,12 +84,12 @@ class JsonServer:
         """The JSON document at a path. Raises :class:`ServerError`."""
         return self._request(path, None)
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON answer to a JSON body. Raises :class:`ServerError`."""
-        return self._request(path, json.dumps(body).encode())
+    def post(self, path: str, body: dict[str, Any], cancelled: threading.Event | None = None) -> Any:
+        """The JSON answer to a JSON body; nothing is retried once ``cancelled`` is set. Raises :class:`ServerError`."""
+        return self._request(path, json.dumps(body).encode(), cancelled)
 
-    def _request(self, path: str, data: bytes | None) -> Any:
-        address = self.url + path
+    def _request(self, path: str, data: bytes | None, cancelled: threading.Event | None = None) -> Any:
+        address, cancelled = self.url + path, cancelled or threading.Event()
         for attempt in range(self._retries + 1):
             request = urllib.request.Request(address, data=data, headers=self._headers)
             asked = None
@@ -102,9 +102,9 @@ class JsonServer:
                     raise failure from None
             except (OSError, http.client.HTTPException) as error:
                 failure = _unreachable(error, address, self._timeout)
-            if attempt < self._retries:
-                time.sleep(self._wait(attempt, asked))
-        tries = f"{self._retries + 1} attempts" if self._retries else "one attempt"
+            if attempt < self._retries and cancelled.wait(self._wait(attempt, asked)):
+                break
+        tries = f"{attempt + 1} attempts" if attempt else "one attempt"
         raise ServerError(f"{failure} (given up after {tries})", failure.status)
 
     def _wait(self, attempt: int, asked: str | None) -> float:
@@ -125,8 +125,11 @@ def _decoded(raw: bytes, address: str) -> Any:
 
 
 def _refusal(error: urllib.error.HTTPError, address: str) -> ServerError:
-    with error:
-        raw = error.read().decode("utf-8", "replace")
+    try:
+        with error:
+            raw = error.read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):  # the status has come, what is said about it stalls or breaks off
+        raw = ""
     message = _stated(raw)
     if 300 <= error.code < 400:
         message = f"redirect to {error.headers.get('Location')}; pass the final address"

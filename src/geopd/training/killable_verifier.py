@@ -45,7 +45,7 @@ class VerifierFault(RuntimeError):  # noqa: N818 - one item could not be judged;
 
 
 class KillableVerifier:
-    """Scores (answer, response) pairs in a worker process, started at the first item and restarted when killed.
+    """Scores (answer, response) pairs in a worker process, started at the first item and restarted when it ended.
 
     Not more than one item is under way; several threads may call. A process forked from this one starts its own worker.
 
@@ -95,7 +95,9 @@ class KillableVerifier:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._owner == os.getpid():
-            return self._process
+            if self._process.poll() is None:
+                return self._process
+            self._stop()  # it died between two items, which is not the next one's fault
         command = [sys.executable, "-m", "geopd.training.killable_verifier", self.target, str(self.seconds)]
         process = subprocess.Popen(
             command,

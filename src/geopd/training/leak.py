@@ -184,8 +184,8 @@ def base_checksums(model: Any, basis: Basis, loaded_as: dict[str, torch.dtype] |
     return sums
 
 
-def leak_of_checkpoint(start: str | Path, end: str | Path, basis: Basis) -> Leak:
-    """The leak between two checkpoints on disk, as stored: of merged weights in bf16, say.
+def leak_of_checkpoint(start: str | Path, end: str | Path, basis: Basis, dtype: torch.dtype | None = None) -> Leak:
+    """The leak between two checkpoints on disk, as stored; with ``dtype``, after rounding both ends to it.
 
     Raises:
         ValueError: a checkpoint cannot be read, lacks a matrix of the basis, or holds another shape.
@@ -195,6 +195,8 @@ def leak_of_checkpoint(start: str | Path, end: str | Path, basis: Basis) -> Leak
     for name in basis.names:
         before, after = first.read(name), last.read(name)
         _check_shapes(name, tuple(after.shape), tuple(before.shape), start)
+        if dtype is not None:
+            before, after = before.to(dtype), after.to(dtype)
         _add(leak, name, outside_energy(after.double() - before.double(), basis, name))
     return leak
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from geopd.checkpoints import Checkpoint
 from geopd.spectral import frobenius, leading_triples
+from geopd.training.basis import read_basis
 from geopd.training.live_weights import LiveMatrix
 
 __all__ = ["METRICS", "LiveGeometry", "MatrixValues", "means", "on_every_process", "raise_everywhere"]
@@ -43,7 +43,6 @@ METRICS = (
 # Residuals of a thousandth of sigma_1: values are then right to about its square over the gap, far inside what a curve
 # shows, and the iteration ends two to three times earlier than at the 1e-7 that stored measurements ask for.
 TOLERANCE = 1e-3
-_ORTHONORMAL = 1e-3  # largest |V^T V - I| of a reference: float32 storage leaves 1e-7, bf16 storage some 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,8 @@ class LiveGeometry:
         origin: W0.
         matrices: what to watch, in the same order on every process.
         k: K of the top-K energy and of the similarities.
-        reference: a safetensors file with an orthonormal basis (n, K or wider) for every canonical matrix name.
+        reference: a file of ``geopd basis`` with (n, K or wider) for every matrix; read here, the K columns of every
+            matrix stay in memory.
 
     Raises:
         ValueError: K is larger than a matrix allows, or the reference is unreadable, lacks a matrix or has another
@@ -95,12 +95,10 @@ class LiveGeometry:
             raise ValueError(
                 f"similarity_k={k}: choose 1 to {min(smallest.shape)}, the smaller side of {smallest.weight.name}"
             )
-        if reference is not None:
-            _check_reference(reference, matrices, k)
+        self.reference = {} if reference is None else _references(reference, matrices, k)
         self.origin = origin
         self.matrices = tuple(matrices)
         self.k = k
-        self.reference = reference
         self._previous: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -142,8 +140,7 @@ class LiveGeometry:
         name, module = matrix.weight.name, matrix.weight.module
         try:
             W0 = self.origin.read(matrix.origin_tensor).to(base.device)
-            reference = None if self.reference is None else _read_reference(self.reference, name)
-            values, V = _measure(base, delta, W0, self.k, self._previous.pop(name, None), reference)
+            values, V = _measure(base, delta, W0, self.k, self._previous.pop(name, None), self.reference.get(name))
         except ValueError as error:
             return MatrixValues(name, module, dict.fromkeys(METRICS), str(error))
         if V is not None:
@@ -201,36 +198,25 @@ def means(rows: Sequence[MatrixValues]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in held.items()}
 
 
-def _check_reference(path: Path, matrices: Sequence[LiveMatrix], k: int) -> None:
+def _references(path: Path, matrices: Sequence[LiveMatrix], k: int) -> dict[str, Tensor]:
+    """The first K columns of the reference for every matrix."""
     try:
-        with safe_open(path, framework="pt") as file:
-            held = frozenset(file.keys())
-            for matrix in matrices:
-                name = matrix.weight.name
-                if name not in held:
-                    raise ValueError(f"reference {path}: has no basis for {name}; make it with the same matrices")
-                _check_basis(path, name, file.get_tensor(name), matrix.shape[1], k)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"reference {path}: not a readable safetensors file ({error})") from error
-
-
-def _check_basis(path: Path, name: str, basis: Tensor, n: int, k: int) -> None:
-    if not basis.is_floating_point():
-        raise ValueError(f"reference {path}: {name} holds no basis but a coordinate mask; pass a basis file")
-    if basis.ndim != 2 or basis.shape[0] != n or basis.shape[1] < k:
-        raise ValueError(
-            f"reference {path}: the basis of {name} is {'x'.join(map(str, basis.shape))}, and {n} rows and at least "
-            f"similarity_k={k} columns are needed: lower similarity_k, or make the basis with a larger k"
-        )
-    V = basis[:, :k].double()
-    if not torch.allclose(V.T @ V, torch.eye(k, dtype=V.dtype), rtol=0.0, atol=_ORTHONORMAL):
-        raise ValueError(f"reference {path}: the columns of {name} are not orthonormal; make it with `geopd basis`")
-
-
-def _read_reference(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        basis: Tensor = file.get_tensor(name)
-    return basis
+        basis = read_basis(path)
+    except ValueError as error:
+        raise ValueError(f"reference {error}") from error
+    if basis.is_mask:
+        raise ValueError(f"reference {path}: holds a coordinate mask, no directions: pass a basis of another kind")
+    for matrix in matrices:
+        name, n = matrix.weight.name, matrix.shape[1]
+        if name not in basis.vectors:
+            raise ValueError(f"reference {path}: has no basis for {name}; make it with the same matrices")
+        V = basis.vectors[name]
+        if V.shape[0] != n or V.shape[1] < k:
+            raise ValueError(
+                f"reference {path}: the basis of {name} is {'x'.join(map(str, V.shape))}, and {n} rows and at least "
+                f"similarity_k={k} columns are needed: lower similarity_k, or make the basis with a larger k"
+            )
+    return {matrix.weight.name: basis.vectors[matrix.weight.name][:, :k].clone() for matrix in matrices}
 
 
 def _rank_and_world() -> tuple[int, int]:

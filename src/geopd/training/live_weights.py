@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from geopd.checkpoints import Checkpoint
 from geopd.matrices import Role, Selection, WeightName, canonical_names
+from geopd.training.named_parameters import WRAPPERS
 from geopd.training.sharding import whole
 
-__all__ = ["LiveMatrix", "live_matrices"]
+__all__ = ["LiveMatrix", "expert_stacks", "live_matrices"]
 
-# what wrappers insert into a parameter's path; the weight on disk has none of it
-_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -96,8 +95,7 @@ def live_matrices(model: nn.Module, origin: Checkpoint, patterns: Sequence[str])
             sharded by FSDP version 1, or has no float tensor of its shape in the origin.
     """
     _refuse_flat_parameters(model)
-    found = {item[0]: item for item in _distinct(_walk(model))}
-    names = canonical_names({name: _shape(getattr(item[1], item[2])) for name, item in found.items()})
+    found, names = _named(model)
     selection = Selection(tuple(patterns))
     chosen = {name: weight for name, weight in names.items() if weight.role in _MATRICES and selection.full(weight)}
     if not chosen:
@@ -107,7 +105,7 @@ def live_matrices(model: nn.Module, origin: Checkpoint, patterns: Sequence[str])
             f"({', '.join(known[:3])}, ...): name a preset (layers, attention, all) or a glob over these names; "
             "tied weights have one name"
         )
-    stored = {weight.name: name for name, weight in _stored_names(origin).items()}
+    stored = _stored_names(origin)
     matched = []
     for name, weight in sorted(chosen.items(), key=lambda item: item[1].name):
         _, owner, attribute, adapters = found[name]
@@ -117,6 +115,22 @@ def live_matrices(model: nn.Module, origin: Checkpoint, patterns: Sequence[str])
         tensor = _origin_tensor(weight.name, (m, n), stored, origin)
         matched.append(LiveMatrix(weight, (m, n), tensor, owner, attribute, adapters))
     return matched
+
+
+def expert_stacks(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Canonical names of what the patterns ask for and nothing watches: parameters of more than two dimensions."""
+    found, names = _named(model)
+    selection = Selection(tuple(patterns))
+    return sorted(
+        weight.name
+        for name, weight in names.items()
+        if len(_shape(getattr(found[name][1], found[name][2]))) > 2 and selection.entrywise(weight)
+    )
+
+
+def _named(model: nn.Module) -> tuple[dict[str, _Found], dict[str, WeightName]]:
+    found = {item[0]: item for item in _distinct(_walk(model))}
+    return found, canonical_names({name: _shape(getattr(item[1], item[2])) for name, item in found.items()})
 
 
 _MATRICES = frozenset({Role.MATRIX, Role.EMBEDDING})
@@ -140,7 +154,7 @@ def _walk(module: nn.Module, path: str = "", adapters: tuple[Any, ...] = ()) -> 
         around = tuple(layer for layer in adapters if getattr(layer, "parameter_name", "weight") == attribute)
         yield f"{path}{attribute}", module, attribute, around
     for child_name, child in module.named_children():
-        yield from _walk(child, path if child_name in _WRAPPED else f"{path}{child_name}.")
+        yield from _walk(child, path if child_name in WRAPPERS else f"{path}{child_name}.")
 
 
 def _is_a(module: nn.Module, home: str, name: str) -> bool:
@@ -170,9 +184,15 @@ def _refuse_flat_parameters(model: nn.Module) -> None:
             )
 
 
-def _stored_names(origin: Checkpoint) -> dict[str, WeightName]:
+def _stored_names(origin: Checkpoint) -> dict[str, str]:
+    """Tensors of the origin by canonical name, and its head as ``lm_head`` whatever it is called.
+
+    transformers renames heads on loading: the ``embed_out`` of a GPT-NeoX checkpoint is ``lm_head`` in memory.
+    """
     lost = dict.fromkeys(origin.unreadable, (1, 1))  # an unreadable tensor has no shape; its name is the same
-    return canonical_names({name: info.shape for name, info in origin.tensors.items()} | lost)
+    names = canonical_names({name: info.shape for name, info in origin.tensors.items()} | lost)
+    heads = [name for name, weight in names.items() if weight.module == "head"]
+    return ({"lm_head": heads[0]} if len(heads) == 1 else {}) | {weight.name: name for name, weight in names.items()}
 
 
 def _origin_tensor(name: str, shape: tuple[int, int], stored: dict[str, str], origin: Checkpoint) -> str:

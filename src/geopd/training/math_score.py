@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from math_verify import parse, verify
 
-__all__ = ["math_score"]
+__all__ = ["UnparsableAnswerError", "math_score"]
+
+
+class UnparsableAnswerError(ValueError):
+    """The ground truth is no mathematics; no response is to blame."""
 
 
 def math_score(answer: str, response: str) -> float:
@@ -18,10 +22,10 @@ def math_score(answer: str, response: str) -> float:
     2. There is no time limit here: math-verify's own are signals, and the worker is killed from outside.
 
     Raises:
-        ValueError: the ground truth cannot be parsed.
+        UnparsableAnswerError: the ground truth cannot be parsed.
     """
     delimited = "$" in answer or "\\boxed" in answer
     truth = parse(answer if delimited else f"\\boxed{{{answer}}}", parsing_timeout=None)
     if not truth:
-        raise ValueError(f"the answer {answer[:80]!r} cannot be parsed as mathematics")
+        raise UnparsableAnswerError(f"the answer {answer[:80]!r} cannot be parsed as mathematics")
     return float(verify(truth, parse(response, parsing_timeout=None), timeout_seconds=None))

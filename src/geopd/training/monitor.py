@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from geopd.checkpoints import open_checkpoint
 from geopd.training.geometry_alarms import Alarms, AlarmWatch
 from geopd.training.live_geometry import LiveGeometry, MatrixValues, means, on_every_process, raise_everywhere
-from geopd.training.live_weights import live_matrices
+from geopd.training.live_weights import expert_stacks, live_matrices
 
 __all__ = ["GeometryMonitor"]
 
@@ -29,8 +29,8 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
     ``GeometryMonitor(origin).attach(trainer)``, on every process. The values (see ``geopd.training.live_geometry``)
     are logged as unweighted means over the watched matrices, ``geometry/<metric>``, and per module,
     ``geometry/<metric>/<module>``. Those of every matrix go to ``geometry.jsonl`` in the output folder, a line a look.
-    From the second look on, ``geometry/share_of_step_time`` is logged once: the seconds of a look over those of
-    ``every`` steps.
+    ``geometry/share_of_step_time`` is logged once: the seconds of the second look over those of ``every`` steps; in a
+    run of a single look that one's, when training ends.
 
     Resuming from step t drops the file's lines beyond t. Where t is itself a step of a look the similarity to the
     previous look goes on without a gap; elsewhere the first look has none.
@@ -40,7 +40,7 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
         every: optimiser steps between looks.
         matrices: what to watch: presets (``attention``, ``layers``, ``all``) and globs over canonical names.
         similarity_k: K of the top-K energy and of Sim_K.
-        reference: a safetensors file with a basis (n, K or wider) per canonical matrix name, to compare with.
+        reference: a file of ``geopd basis`` to compare with, read when training begins.
         alarms: conditions worth a warning, or None.
 
     Raises:
@@ -71,7 +71,7 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
         self._pending: dict[str, float] = {}
         self._noted: set[str] = set()
         self._looks = self._steps = 0
-        self._step_began = self._stepping = 0.0
+        self._step_began = self._stepping = self._first_cost = self._learning_rate = 0.0
 
     def attach(self, trainer: Any) -> Self:
         """Watch this trainer's model and log through it. Called on every process, before ``train``.
@@ -89,6 +89,9 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
         if attached or self._trainer is not None:
             raise ValueError("a geometry monitor is attached already: one a trainer, and one trainer a monitor")
         self._open(trainer.model)
+        stacks = expert_stacks(trainer.model, self.matrices)
+        if stacks and trainer.args.process_index == 0:
+            _logger.warning("%d stacks of experts are not watched, such as %s", len(stacks), stacks[0])
         self._trainer = trainer
         inner = trainer.log
 
@@ -109,15 +112,16 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
         self._watch = AlarmWatch(self.alarms) if self.alarms else None
         for line in _earlier_looks(args, state):
             if self._watch is not None:
-                self._watch.heed(line["means"])
+                self._watch.heed(line["means"], line.get("learning_rate", 0.0))
         if state.global_step and state.global_step % self.every == 0:
             geometry.look()  # for the subspaces that the next look is compared with
         self._looks = self._steps = 0
-        self._stepping = 0.0
+        self._stepping = self._learning_rate = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Start the clock of a step."""
+        """Start the clock of a step, and note its learning rate."""
         self._flush()
+        self._learning_rate = max(self._learning_rate, _learning_rate(kwargs.get("optimizer")))
         self._step_began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -131,7 +135,9 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
             self._look(args, state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Log what no line has taken."""
+        """Log what no line has taken, and the cost of a lone look."""
+        if self._looks == 1:
+            self._pending["geometry/share_of_step_time"] = self._first_cost
         self._flush()
 
     def _open(self, model: Any) -> LiveGeometry:
@@ -155,16 +161,20 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
         averages = means(rows)
         values = {f"geometry/{name}": value for name, value in averages.items()}
         self._looks += 1
-        if self._looks == 2:  # the first look reads W0 from a cold disk, and starts libraries
-            share = seconds / (self.every * self._stepping / self._steps)
+        share = seconds / (self.every * self._stepping / self._steps)
+        if self._looks == 1:  # it reads W0 from a cold disk, and starts libraries
+            self._first_cost = share
+        elif self._looks == 2:
             values["geometry/share_of_step_time"] = share
             _logger.info("a look takes %.3g s, %.2g of the time of %d steps", seconds, share, self.every)
-        self._stepping, self._steps = 0.0, 0
-        warned = self._watch.heed(averages) if self._watch else []
+        learning_rate = self._learning_rate
+        self._stepping, self._steps, self._learning_rate = 0.0, 0, 0.0
+        warned = self._watch.heed(averages, learning_rate) if self._watch else []
         if state.is_world_process_zero:
             self._warn(state.global_step, rows, warned)
-            line = {"step": state.global_step, "k": self.similarity_k, "seconds": seconds, "means": averages}
-            _append(_file(args), line | {"alarms": warned, "matrices": [asdict(row) for row in rows]})
+            line = {"step": state.global_step, "k": self.similarity_k, "seconds": seconds}
+            line |= {"learning_rate": learning_rate, "means": averages, "alarms": warned}
+            _append(_file(args), line | {"matrices": [asdict(row) for row in rows]})
         if warned and self.alarms is not None and self.alarms.stop:
             control.should_training_stop = True
         if control.should_log:
@@ -185,6 +195,11 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
         if self._pending:
             values, self._pending = self._pending, {}
             Trainer.log(self._trainer, values)
+
+
+def _learning_rate(optimiser: Any) -> float:
+    """The largest of an optimiser's parameter groups."""
+    return max((float(group["lr"]) for group in getattr(optimiser, "param_groups", ())), default=0.0)
 
 
 def _file(args: Any) -> Path:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor
 
 from geopd.matrices import Role, canonical_names
 
-__all__ = ["NamedParameter", "canonical_name", "named_parameters", "rest_of"]
+__all__ = ["WRAPPERS", "NamedParameter", "canonical_name", "globs_over", "named_parameters", "rest_of"]
 
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""What wrappers insert into a parameter's path; its name on disk has none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,19 @@ def rest_of(parameters: dict[str, NamedParameter], projected: Collection[str]) -
     }
 
 
+def globs_over(names: Iterable[str], others: Collection[str] = ()) -> list[str]:
+    """The shortest list of globs that select these names and none of the others: every number in them a ``*``.
+
+    A name stands for itself where its glob would also select one of the others.
+    """
+    globs: dict[str, None] = {}
+    for name in names:
+        glob = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        globs[name if any(fnmatchcase(other, glob) for other in others) else glob] = None
+    return list(globs)
+
+
 def _bare(path: str) -> str:
-    for wrapper in _WRAPPERS:
-        path = path.replace(wrapper, "")
+    for wrapper in WRAPPERS:
+        path = path.replace(f"{wrapper}.", "")
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geopd.objectives import TOKEN_SELECTIONS
+from geopd.objectives import check_alpha, check_token_selection
 
 __all__ = ["ROLLOUTS", "Objective"]
 
@@ -39,16 +39,8 @@ class Objective:
     rollouts: str = "student"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"alpha={self.alpha} is outside [0, 1]: 1 is pure distillation, 0 pure verifiable reward")
-        if self.token_selection not in TOKEN_SELECTIONS:
-            raise ValueError(
-                f"token_selection={self.token_selection!r} is unknown: use one of {', '.join(TOKEN_SELECTIONS)}"
-            )
-        if not 0.0 < self.rho <= 1.0:
-            raise ValueError(f"rho={self.rho} is outside (0, 1]: it is the share of tokens kept")
-        if self.token_selection == "all" and self.rho != 1.0:
-            raise ValueError(f"rho={self.rho} keeps no fewer tokens without token_selection: set top-gap or random")
+        check_alpha(self.alpha)
+        check_token_selection(self.token_selection, self.rho)
         if self.token_selection == "top-gap" and self.alpha == 0.0:
             raise ValueError("token_selection='top-gap' ranks by the gap to a teacher: alpha=0 has none, use random")
         if self.rollouts not in ROLLOUTS:

@@ -24,7 +24,15 @@ import torch
 from geopd.checkpoints import checkpoint_digest
 from geopd.training.adapter_projection import adapted_layers, adapter_for
 from geopd.training.basis import Basis, read_basis
-from geopd.training.leak import Leak, StartWeights, base_checksums, leak_of_adapter, leak_of_weights
+from geopd.training.basis_fit import check_fit
+from geopd.training.leak import (
+    Leak,
+    StartWeights,
+    base_checksums,
+    leak_of_adapter,
+    leak_of_checkpoint,
+    leak_of_weights,
+)
 from geopd.training.named_parameters import named_parameters, rest_of
 from geopd.training.sharding import check_rows_whole
 
@@ -52,7 +60,7 @@ class Projection:
         leak_every: optimiser steps between two logged leaks.
 
     Raises:
-        ValueError: a setting is unknown or out of range, or the mode has no such setting.
+        ValueError: a setting is unknown, out of range or of another type, or the mode has no such setting.
     """
 
     basis: Path
@@ -63,8 +71,13 @@ class Projection:
     leak_every: int = 50
 
     def __post_init__(self) -> None:
+        for name, value in (("basis", self.basis), ("start", self.start)):
+            if not isinstance(value, (str, Path)) and not (name == "start" and value is None):
+                raise ValueError(f"projection {name}={value!r}: give a path")
         object.__setattr__(self, "basis", Path(self.basis))
         object.__setattr__(self, "start", None if self.start is None else Path(self.start))
+        if not isinstance(self.train_rest, bool):
+            raise ValueError(f"projection train_rest={self.train_rest!r}: give true or false")
         if self.mode not in MODES:
             raise ValueError(f"projection mode {self.mode!r} is unknown: use one of {', '.join(MODES)}")
         if self.lr_scale not in LR_SCALES:
@@ -74,8 +87,9 @@ class Projection:
                 f"projection lr_scale {self.lr_scale!r} is for mode 'adapter': in mode {self.mode!r} the optimiser "
                 "works on all coordinates already; leave it at 'none'"
             )
-        if self.leak_every < 1:
-            raise ValueError(f"projection leak_every={self.leak_every}: give a number of steps, 1 or more")
+        every = self.leak_every
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise ValueError(f"projection leak_every={every!r}: give a whole number of steps, 1 or more")
 
     @cached_property
     def read(self) -> Basis:
@@ -140,8 +154,9 @@ class Projection:
             adapted = adapter_for(model, self.read, train_rest=self.train_rest)
             self._checksums.update(base_checksums(adapted, self.read))
             return adapted
+        check_fit(model, parameters, self.read, adapter=False)
         for name in self.read.names:
-            _check_matrix(name, parameters[name].parameter if name in parameters else None, self.read)
+            check_rows_whole(name, parameters[name].parameter)
         trained = {*self.read.names, *(rest_of(parameters, self.read.names) if self.train_rest else ())}
         for name, found in parameters.items():
             found.parameter.requires_grad_(name in trained)
@@ -151,25 +166,29 @@ class Projection:
         """Confine a trainer that was built around the prepared model, and have it log ``projection/leak``.
 
         Raises:
-            ValueError: as ``check``; the model was not prepared; or the start of the leak is not on disk.
+            ValueError: as ``check``; the model was not prepared; the leak's start is not on disk; or FSDP is on and the
+            adapter and the rest differ in dtype.
         """
         from geopd.training.confinement import Confinement, LeakLog
 
         self.check(trainer.args)
         if getattr(trainer, "is_deepspeed_enabled", False):
             self._refuse_deepspeed()
+        plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+        start = None
         if self.mode == "adapter":
             adapted_layers(trainer.model, self.read)
+            if plugin is not None:
+                _check_one_dtype(trainer.model, trainer.accelerator.mixed_precision)
         else:
-            _ = self.start_weights(trainer.model)
-            plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+            start = self.start_weights(trainer.model).checkpoint.path
             if plugin is not None and getattr(plugin, "fsdp_version", 1) == 1:
                 raise ValueError(
                     f"mode {self.mode!r} cannot work under FSDP 1, which flattens the matrices: set fsdp_version 2, "
                     "or use mode 'adapter'"
                 )
             self._check_prepared(trainer.model)
-        trainer.add_callback(Confinement(self))
+        trainer.add_callback(Confinement(self, start))
         trainer.add_callback(LeakLog(self, trainer))
 
     def start_weights(self, model: Any) -> StartWeights:
@@ -214,13 +233,22 @@ class Projection:
         now = base_checksums(model, self.read, self._loaded_as)
         return sum(now[name] != before for name, before in self._checksums.items())
 
-    def record(self, model: Any) -> dict[str, Any]:
+    def record(self, model: Any, saved: Path | None = None) -> dict[str, Any]:
         """What ``run.json`` keeps of the projection: its settings, the basis's digest and origin, and the leaks.
 
-        ``leak`` is None where nothing moved; ``leak_bf16`` is after rounding both ends to bf16. Under sharding every
-        process must call it.
+        ``leak`` is None where nothing moved; ``leak_bf16`` is after rounding both ends to bf16, of the checkpoint
+        ``saved`` at the end of training where one is given, else of what saving the model would store. Under sharding
+        every process must call it.
+
+        Raises:
+            ValueError: as ``leak``; or the saved checkpoint cannot be read, or is of another model.
         """
-        leak, rounded = self.leak(model), self.leak(model, dtype=torch.bfloat16)
+        leak = self.leak(model)
+        if saved is None:
+            rounded = self.leak(model, dtype=torch.bfloat16)
+        else:
+            start = self.start_weights(model).checkpoint.path
+            rounded = leak_of_checkpoint(start, saved, self.read, dtype=torch.bfloat16)
         provenance = self.read.provenance
         moved = {"base_moved": self.base_moved(model)} if self.mode == "adapter" else {}
         return (
@@ -261,15 +289,11 @@ class Projection:
             )
 
 
-def _check_matrix(name: str, weight: Any, basis: Basis) -> None:
-    if weight is None:
+def _check_one_dtype(model: Any, mixed_precision: str) -> None:
+    # in mixed precision Accelerate makes all that is trained fp32 before it shards
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in model.parameters() if value.requires_grad})
+    if len(dtypes) > 1 and mixed_precision == "no":
         raise ValueError(
-            f"{name}: the basis names it and the model has no such matrix (an expert stack is one parameter of three "
-            "dimensions): make the basis without it (`geopd basis --matrices`)"
+            f"train_rest under FSDP: the adapter is float32 and the rest {dtypes[0]}, and FSDP trains one dtype: train "
+            "in mixed precision (`bf16: true`), load the model in float32, or leave train_rest off"
         )
-    if not basis.fits(name, tuple(weight.shape)):
-        raise ValueError(
-            f"{name}: the basis was not made for a weight of shape {' x '.join(map(str, weight.shape))}: use the basis "
-            "of this model"
-        )
-    check_rows_whole(name, weight)

@@ -6,27 +6,21 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import inspect
 import logging
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Real
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from geopd.problems import parse_prompt, verify
+from geopd.training.imported_reward import ImportedReward
 from geopd.training.killable_verifier import KillableVerifier, VerifierFault
 
 __all__ = [
     "DEFAULT_ANSWER_MARKER",
     "ArithmeticReward",
     "ExactReward",
-    "ImportedReward",
     "MathReward",
     "reward_functions",
 ]
@@ -35,6 +29,8 @@ DEFAULT_ANSWER_MARKER = "Answer:"
 """What dapo-math-17k's prompts ask the last line to begin with."""
 
 _LOG = logging.getLogger(__name__)
+_SHOWN = 200
+_UNPARSABLE = "UnparsableAnswerError"  # of math_score, which only the worker imports
 
 Reward = Callable[..., list[float]]
 
@@ -103,7 +99,9 @@ class MathReward:
 
     The comparison runs in a worker that is killed when one response takes longer than ``seconds``. A response that
     could not be judged scores 0 and is counted in :attr:`faults` by kind; the trainer's logger gets the batch's number
-    as ``math_verify/not_judged``.
+    as ``math_verify/not_judged``. A response to a ground truth that math-verify cannot parse scores 0 too, but is
+    counted in :attr:`unparsable_answers` by that truth, which is named once; the logger gets the batch's number of such
+    responses as ``math_verify/unparsable_answers``.
 
     Args:
         seconds: per response.
@@ -118,6 +116,7 @@ class MathReward:
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError("reward math_verify needs the package math-verify: run `pip install math-verify`")
         self.faults: Counter[str] = Counter()
+        self.unparsable_answers: Counter[str] = Counter()
         self._verifier = KillableVerifier("geopd.training.math_score:math_score", seconds=seconds)
 
     def __call__(
@@ -129,24 +128,35 @@ class MathReward:
         **_: Any,
     ) -> list[float]:
         """Scores of a batch. Raises ValueError when the ground truth is missing."""
-        before = self.faults.total()
+        faults, unparsable = self.faults.total(), self.unparsable_answers.total()
         truths = _truths(answer, prompts, self.__name__)
-        scores = [self._score(truth, _text(c)) for c, truth in zip(completions, truths, strict=True)]
+        rows = zip(prompts, completions, truths, strict=True)
+        scores = [self._score(prompt, truth, _text(completion)) for prompt, completion, truth in rows]
         if log_metric is not None:
-            log_metric("math_verify/not_judged", float(self.faults.total() - before))
+            log_metric("math_verify/not_judged", float(self.faults.total() - faults))
+            log_metric("math_verify/unparsable_answers", float(self.unparsable_answers.total() - unparsable))
         return scores
 
     def close(self) -> None:
         """End the worker; the next batch starts another."""
         self._verifier.close()
 
-    def _score(self, truth: str, text: str) -> float:
+    def _score(self, prompt: Any, truth: str, text: str) -> float:
         try:
             return self._verifier.score(truth, text)
         except VerifierFault as fault:
+            if fault.kind == _UNPARSABLE:
+                self.unparsable_answers[truth] += 1
+                if self.unparsable_answers[truth] == 1:
+                    _LOG.warning(
+                        "math_verify: %s; every response to %r scores 0: mend or drop this row",
+                        fault,
+                        _text(prompt)[-_SHOWN:],
+                    )
+                return 0.0
             self.faults[fault.kind] += 1
             if self.faults[fault.kind] == 1:
-                _LOG.warning("math_verify: %s; scored 0, as are later ones, unsaid: %r", fault, text[-200:])
+                _LOG.warning("math_verify: %s; scored 0, as are later ones, unsaid: %r", fault, text[-_SHOWN:])
             return 0.0
 
 
@@ -159,57 +169,6 @@ class ArithmeticReward:
         """Scores of a batch. Raises ValueError when a prompt is no arithmetic question."""
         pairs = zip(prompts, completions, strict=True)
         return [verify(parse_prompt(_text(prompt)), _text(completion)) for prompt, completion in pairs]
-
-
-class ImportedReward:
-    """A reward function of one's own, with errors that carry its name.
-
-    Args:
-        name: ``package.module:function`` or ``path/file.py:function``.
-        folder: where it is looked for beside the installed packages; None is the working directory.
-
-    Raises:
-        ValueError: the name is no known reward, or cannot be imported, or is no plain function.
-    """
-
-    def __init__(self, name: str, folder: str | Path | None = None) -> None:
-        place, separator, attribute = name.rpartition(":")
-        if not separator or not place or not attribute:
-            raise ValueError(
-                f"reward {name!r} is unknown: use exact, math_verify, arithmetic, or package.module:function"
-            )
-        root = Path.cwd() if folder is None else Path(folder)
-        try:
-            module = _module_of_file(root / place) if place.endswith(".py") else _module(place, root)
-        except Exception as error:
-            raise ValueError(
-                f"reward {name!r}: {place} cannot be imported from {root} ({type(error).__name__}: {error})"
-            ) from error
-        if not hasattr(module, attribute):
-            raise ValueError(f"reward {name!r}: {place} has no {attribute!r}; check the name after the colon")
-        self._function = getattr(module, attribute)
-        if not callable(self._function):
-            raise ValueError(f"reward {name!r} is {type(self._function).__name__}, not a function: name a function")
-        if inspect.iscoroutinefunction(self._function):
-            raise ValueError(f"reward {name!r} is async: write a plain function")
-        self.name = name
-        self.__name__ = name
-
-    def __call__(self, *args: Any, **columns: Any) -> Any:
-        """The function's own rewards, or None where it gives none. Raises ValueError with its name when it fails."""
-        try:
-            rewards = self._function(*args, **columns)
-        except Exception as error:
-            raise ValueError(f"reward {self.name!r} failed ({type(error).__name__}: {error})") from error
-        if not isinstance(rewards, Sequence) or isinstance(rewards, str):
-            raise ValueError(
-                f"reward {self.name!r} returned {type(rewards).__name__}: return a list with one number or None a "
-                "completion"
-            )
-        for reward in rewards:
-            if reward is not None and not isinstance(reward, Real):
-                raise ValueError(f"reward {self.name!r} returned {reward!r} in its list: return numbers or None")
-        return list(rewards)
 
 
 def _truths(answer: list[str] | None, prompts: list[Any], name: str) -> list[str]:
@@ -229,29 +188,3 @@ def _text(turn: Any) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content)
     return content or ""
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def _module(name: str, root: Path) -> ModuleType:
-    with _on_path(root):
-        return importlib.import_module(name)
-
-
-@contextmanager
-def _on_path(root: Path) -> Iterator[None]:
-    sys.path.insert(0, str(root))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(root))

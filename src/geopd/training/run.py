@@ -23,17 +23,12 @@ from geopd.training.components import (
     load_student,
     load_student_tokenizer,
     load_teacher,
-    local_folder,
     projection_of,
-    student_size,
+    student_on_meta,
     teacher_size,
 )
 from geopd.training.config import TrainConfig
-from geopd.training.data import load_prompts
-from geopd.training.evaluation_schedule import EvaluationSchedule, EvaluationSettings, rewarded_task
-from geopd.training.geometry_alarms import Alarms
 from geopd.training.health import TrainingHealth
-from geopd.training.monitor import GeometryMonitor
 from geopd.training.planning import TrainPlan, checkpoint_steps, make_plan, total_updates
 from geopd.training.projection import Projection
 from geopd.training.resume import (
@@ -43,10 +38,10 @@ from geopd.training.resume import (
     last_resume_point,
     resume_interval,
 )
-from geopd.training.rewards import reward_functions
 from geopd.training.run_record import LOG_FILE, decisive, origin_of, read_settings, settings_of, write_record
 from geopd.training.trainers import build_trainer, distillation_arguments, refuse_fsdp_on_cpu
 from geopd.training.trl_arguments import OnPolicyArguments
+from geopd.training.watching import PlannedEvaluation, check_watched, evaluation_of, monitor_of
 
 __all__ = ["RunOutcome", "plan_run", "train"]
 
@@ -82,16 +77,16 @@ def plan_run(config: TrainConfig, processes: int | None = None) -> TrainPlan:
     """
     tokenizer = load_student_tokenizer(config)
     dataset = load_rows(config)
-    load_rewards(config)
-    size, vocabulary = student_size(config)
-    check_config_teacher(config, tokenizer, vocabulary)
-    if config.run.evaluation is not None:
-        EvaluationSettings.from_settings(_mapping(config.run.evaluation))
+    evaluation_of(config, load_rewards(config))
+    size, model = student_on_meta(config)
+    check_config_teacher(config, tokenizer, model.config.get_text_config().vocab_size)
+    if (monitor := monitor_of(config, fetched=False)) is not None:
+        check_watched(monitor, model)
     if config.run.projection is not None:
         projection_of(config).check(config.training)
     if config.divergence != "sampled":
         distillation_arguments(config)
-    return make_plan(
+    plan = make_plan(
         config,
         model=size,
         teacher=teacher_size(config),
@@ -99,6 +94,10 @@ def plan_run(config: TrainConfig, processes: int | None = None) -> TrainPlan:
         sequence=_longest_sequence(config, tokenizer, dataset),
         processes=processes or config.training.world_size,
     )
+    if config.run.monitor is None or monitor is not None:
+        return plan
+    note = "the student is not on this machine yet: whether the monitor fits it is checked once it has been fetched"
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def train(
@@ -137,6 +136,9 @@ def train(
         return RunOutcome(run, int(history[-1]["step"]), int(history[-1]["step"]), history)
     point = last_resume_point(run, config.training)
     config, steps = _with_resume_points(config), checkpoint_steps(config, updates)
+    evaluation = evaluation_of(config, rewards)
+    if (monitor := monitor_of(config, fetched=model is not None)) is not None and model is None:
+        check_watched(monitor, student_on_meta(config)[1])
     model = model if model is not None else load_student(config)
     check_config_teacher(config, tokenizer, model.config.get_text_config().vocab_size)
     projection = projection_of(config) if config.run.projection is not None else None
@@ -152,7 +154,7 @@ def train(
         teacher=load_teacher(config),
         callbacks=list(callbacks),
     )
-    _watch(trainer, config, run, steps, rewards, projection)
+    _watch(trainer, config, run, steps, evaluation, projection)
     if quiet:
         _without_printing(trainer)
     keep_resume_points(trainer, run, point)
@@ -215,7 +217,7 @@ def _watch(
     config: TrainConfig,
     run: Path,
     steps: tuple[int, ...],
-    rewards: list[Any],
+    evaluation: PlannedEvaluation | None,
     projection: Projection | None,
 ) -> None:
     """Attach everything that looks on or writes while the trainer trains."""
@@ -224,41 +226,10 @@ def _watch(
     CheckpointSchedule(run, steps, trainer.processing_class).attach(trainer)
     if config.paradigm != "sft":
         trainer.add_callback(TrainingHealth())
-    if config.run.evaluation is not None:
-        _evaluation(config, run, steps, rewards, trainer.processing_class).attach(trainer)
-    if config.run.monitor is not None:
-        _monitor(config).attach(trainer)
-
-
-def _evaluation(
-    config: TrainConfig, run: Path, steps: tuple[int, ...], rewards: list[Any], tokenizer: Any
-) -> EvaluationSchedule:
-    plan = EvaluationSettings.from_settings(_mapping(config.run.evaluation))
-    if plan.reward is None and not rewards:
-        raise ValueError("evaluation has no reward to judge by: name one in it")
-    judge = reward_functions([plan.reward])[0] if plan.reward is not None else rewards[0]
-    rows = load_prompts(
-        plan.dataset, split=plan.split, subset=plan.subset, limit=plan.limit, answer_column=plan.answer_column
-    )
-    longest = plan.max_new_tokens or getattr(config.training, "max_completion_length", None)
-    if longest is None:
-        raise ValueError("evaluation has no max_new_tokens: name the longest response")
-    due = steps if plan.every is None else tuple(range(0, steps[-1] + 1, plan.every))
-    return EvaluationSchedule(run, due, plan, rewarded_task(rows.to_list(), tokenizer, judge), longest)
-
-
-def _monitor(config: TrainConfig) -> GeometryMonitor:
-    settings = dict(_mapping(config.run.monitor))
-    origin = settings.pop("origin", None) or config.run.origin or config.model.model_name_or_path
-    folder = local_folder(str(origin), config.model.model_revision)
-    if folder is None:
-        raise ValueError(f"monitor: {origin} is not on this machine, and W0 is read from disk: give its `origin`")
-    try:
-        if settings.get("alarms") is not None:
-            settings["alarms"] = Alarms(**settings["alarms"])
-        return GeometryMonitor(folder, **settings)
-    except TypeError as error:
-        raise ValueError(f"monitor: {error}") from error
+    if evaluation is not None:
+        evaluation.schedule(run, steps, trainer.processing_class).attach(trainer)
+    if (monitor := monitor_of(config, fetched=True)) is not None:
+        monitor.attach(trainer)
 
 
 def _longest_sequence(config: TrainConfig, tokenizer: Any, dataset: Dataset) -> int:
@@ -276,11 +247,6 @@ def _tokens(tokenizer: Any, text: Any, opens: bool) -> list[int]:
         text = tokenizer.apply_chat_template(text, add_generation_prompt=opens, tokenize=False)
     ids: list[int] = tokenizer(text if isinstance(text, str) else "")["input_ids"]
     return ids
-
-
-def _mapping(settings: dict[str, Any] | str | None) -> dict[str, Any]:
-    assert isinstance(settings, dict)  # the command line's JSON has been read by the configuration
-    return settings
 
 
 def _step_of(point: Path | None) -> int:

@@ -4,7 +4,8 @@ TRL's GRPO loss is ``-(1/N) sum_{i,t} ratio_{i,t} A_{i,t}``; with one update a r
 gradient is grad log p, so the loss's gradient is minus the score-weighted form g = sum_t a_t grad log p(y_t|x,y_<t)
 divided by N, the number of response tokens of the whole batch (``loss_type="dapo"``). Only a_t and who samples depend
 on the objective: a_t comes from :mod:`geopd.objectives`. With more updates a rollout the ratio is clipped as GRPO clips
-it, and a_t stays what it was when the responses were written.
+it, and a_t stays what it was when the responses were written. A rollout holds whole updates, since N, the root mean
+squares and the token selection are taken over a rollout.
 
 Shapes: B responses, T tokens. Source: arXiv 2606.07082, Sections 2 and 6.
 """
@@ -27,6 +28,7 @@ from geopd.objectives import (
     token_weights,
 )
 from geopd.training.objective import Objective
+from geopd.training.score_weighted_arguments import check_router_loss, check_score_weighted_arguments
 from geopd.training.teacher import ModelTeacher, Teacher, response_logps
 
 __all__ = ["ScoreWeightedTrainer"]
@@ -57,7 +59,8 @@ class ScoreWeightedTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Raises:
         ValueError: a teacher is missing, superfluous, shares weights with the student or has too small a vocabulary;
-            or the arguments change the loss into another (``beta``, ``loss_type``), or cannot sample from the teacher.
+            or the arguments change the loss into another or cannot sample from the teacher (see
+            :mod:`geopd.training.score_weighted_arguments`).
     """
 
     def __init__(self, *args: Any, objective: Objective, teacher: Teacher | None = None, **kwargs: Any) -> None:
@@ -78,24 +81,14 @@ class ScoreWeightedTrainer(GRPOTrainer):  # type: ignore[misc]
             )
 
     def _check_arguments(self) -> None:
-        if self.beta != 0.0:
-            raise ValueError(f"beta={self.beta} adds a KL to a reference model: set beta=0 for these paradigms")
-        if self.loss_type != "dapo":
-            raise ValueError(
-                f"loss_type={self.loss_type!r} is no mean over the tokens of the whole batch, so processes and lengths "
-                "would weigh in: set loss_type='dapo'"
-            )
+        check_score_weighted_arguments(self.args, self.objective)
+        check_router_loss(self.args, self.model.config)
         if self.objective.rollouts == "student":
             return
         if not isinstance(self.teacher, ModelTeacher):
             raise ValueError("rollouts='teacher' samples in this process: pass a ModelTeacher as teacher")
-        for option, used in (
-            ("use_vllm", self.use_vllm),
-            ("use_transformers_continuous_batching", self.use_transformers_continuous_batching),
-            ("rollout_func", self.rollout_func is not None),
-        ):
-            if used:
-                raise ValueError(f"{option} samples from the student: leave it out with rollouts='teacher'")
+        if self.rollout_func is not None:
+            raise ValueError("rollout_func samples from the student: leave it out with rollouts='teacher'")
 
     def _check_model(self, teacher: ModelTeacher) -> None:
         students = {id(parameter) for parameter in self.model.parameters()}
@@ -192,7 +185,7 @@ class ScoreWeightedTrainer(GRPOTrainer):  # type: ignore[misc]
         """Random state of the token selection, one for each rollout of a run however its processes divide it."""
         if self.objective.token_selection != "random":
             return None
-        place = self.args.seed, self.state.global_step, self._step % max(self.args.gradient_accumulation_steps, 1)
+        place = self.args.seed, self.state.global_step
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         # Selection draws a seed for each response: pass over those of the processes before this one.
         torch.randint(2**62, (self.accelerator.process_index * rows,), generator=generator)

@@ -93,7 +93,8 @@ class ModelTeacher:
     sharded (FSDP, DeepSpeed ZeRO-3) the teacher is sharded likewise, unless it is offloaded.
 
     Args:
-        model: a transformers causal language model; it is given TRL's fused head in place.
+        model: a transformers causal language model; it is given TRL's fused head and a generation config without
+            sampling settings of its own in place, so that it samples as the student would.
         dtype: of its weights; as they are when None.
         offload: keep the weights in CPU memory and copy them to the device for scoring only. Costs one copy of the
             weights over the bus a rollout, and each process holds a CPU copy.
@@ -107,6 +108,9 @@ class ModelTeacher:
         self.model = (model if dtype is None else model.to(dtype)).eval().requires_grad_(False)
         self.offload = offload
         self.batch_size = batch_size
+        # transformers fills what a call leaves open (beams, min_p, suppressed tokens) from the model's own config
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._temperature: float | None = None
         self._accelerator: Any = None

@@ -13,8 +13,9 @@ serving.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 class ServerTeacher:
     """A :class:`~geopd.training.teacher.Teacher` that asks a server.
 
-    In training with several processes each sends its own rows.
+    In training with several processes each sends its own rows. The first request that fails for good ends the others.
 
     Args:
         url: ``http(s)://host[:port]``, with or without ``/v1``.
@@ -154,12 +155,17 @@ class ServerTeacher:
         if self._style == "auto":
             self._style, first = self._negotiate(chunks.pop(0))
             scored.append(first)
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            pending = [pool.submit(self._ask, chunk, self._style) for chunk in chunks]
-            try:
-                scored += [future.result() for future in pending]
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        pool, cancelled = ThreadPoolExecutor(self._concurrency), threading.Event()
+        try:
+            pending = [pool.submit(self._ask, chunk, self._style, cancelled) for chunk in chunks]
+            ended, _ = wait(pending, return_when=FIRST_EXCEPTION)
+            scored += [future.result() for future in pending if future in ended]
+        except BaseException:
+            # Not waited for: a request under way may take its whole timeout, and its answer is of no use.
+            cancelled.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
         return [values for chunk in scored for values in chunk]
 
     def _negotiate(self, chunk: Sequence[Row]) -> tuple[Style, list[list[float]]]:
@@ -169,7 +175,7 @@ class ServerTeacher:
             _LOG.warning("%s; asking with echo and logprobs instead, whose token ids cannot be checked", error)
             return "echo", self._ask(chunk, "echo")
 
-    def _ask(self, chunk: Sequence[Row], style: Style) -> list[list[float]]:
+    def _ask(self, chunk: Sequence[Row], style: Style, cancelled: threading.Event | None = None) -> list[list[float]]:
         """Log-probabilities of each row's response tokens."""
         # Neutral sampling, so that a server reporting processed values changes nothing.
         body: dict[str, Any] = {
@@ -181,7 +187,7 @@ class ServerTeacher:
         }
         body |= {"prompt_logprobs": 1} if style == "prompt_logprobs" else {"echo": True, "logprobs": 1}
         try:
-            reply = self._server.post("/v1/completions", body)
+            reply = self._server.post("/v1/completions", body, cancelled)
         except ServerError as error:
             raise _explained(error, style) from None
         return (read_prompt_logprobs if style == "prompt_logprobs" else read_echo)(reply, chunk, self.url)

@@ -12,6 +12,7 @@ from trl import DistillationConfig, DistillationTrainer, GRPOConfig, SFTTrainer,
 
 from geopd.training.config import TrainConfig
 from geopd.training.score_weighted import ScoreWeightedTrainer
+from geopd.training.score_weighted_arguments import check_temperature
 from geopd.training.teacher import ModelTeacher, Teacher
 from geopd.training.trl_arguments import OnPolicyArguments
 
@@ -78,11 +79,12 @@ def distillation_arguments(config: TrainConfig) -> DistillationConfig:
     """The same settings for TRL's DistillationTrainer.
 
     Raises:
-        ValueError: a setting of GRPO's was changed that this trainer does not have, or a rollout would span several
-            updates.
+        ValueError: a setting of GRPO's was changed that this trainer does not have, the temperature is not positive, or
+            a rollout would span several updates.
     """
     training = config.training
     assert isinstance(training, OnPolicyArguments)
+    check_temperature(training)
     if training.steps_per_generation != training.gradient_accumulation_steps:
         raise ValueError(
             f"divergence={config.divergence} samples anew for every update: leave steps_per_generation and "
