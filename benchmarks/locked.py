@@ -29,8 +29,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from geopd.problems import CLEAN, Demonstration, character_tokenizer, demonstrations, distinct_problems, verify
 from geopd.training import VerifiableTask, accuracy, quiet_training_libraries
-from geopd.training.basis import write_basis
 from geopd.training.bases_of_runs import basis_of_run
+from geopd.training.basis import write_basis
 from geopd.training.language_model import ModelShape, build_model, load_model
 from geopd.training.projection import Projection
 

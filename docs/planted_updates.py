@@ -20,7 +20,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
 from geopd.diagnostics import CATALOGUE, Comparison, OriginMatrix, Parameters
-from geopd.diagnostics.rounding import TOO_NOISY, nulls_hill, nulls_stable_rank
+from geopd.diagnostics.noise_nulls import nulls_hill, nulls_stable_rank
+from geopd.diagnostics.rounding import TOO_NOISY
 from geopd.report.style import COLOURS, INK, MUTED, new_figure, percent_axis, styled
 from geopd.results import Measurement, Null, Status
 
@@ -189,8 +190,8 @@ def table(points: list[Measured]) -> str:
 
 def beside(origin: OriginMatrix, update: Comparison) -> str:
     """What rounding alone reads, angles against their null, and weight decay with nothing else."""
-    noise = nulls_stable_rank(update)[0].mean
-    tails = {item.setting: item.mean for item in nulls_hill(update)}
+    noise = next(item.mean for item in nulls_stable_rank(update) if item.null == "rounding")
+    tails = {item.setting: item.mean for item in nulls_hill(update) if item.null == "rounding"}
     hill = "; ".join(f"{name} {mean:.3g}" for name, mean in tails.items())
     turned = measured(0.0, update, ("rotation_right_mean_deg",))
     angles = []
