@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from command_line import geopd
 from geopd.cli.check import check
 from geopd.cli.claims import claims
 from geopd.cli.export import export
@@ -174,3 +175,13 @@ report(root)
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (root / "report.html").is_file()
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geopd.results.read_results", interrupted)
+    found = geopd("show", tmp_path)
+    assert found.code == 1
+    assert found.err == "geopd: stopped; what had finished is kept, the same command goes on from there\n"

@@ -35,6 +35,9 @@ for _command in (study, plan, measure, show, check, claims, report, export, basi
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> None:
     """Run the command line; unusable input is one line on stderr and exit code 2, never a traceback."""
     try:
@@ -49,8 +52,9 @@ def main() -> None:
     except (RuntimeError, OSError) as error:  # a full disk is an OSError
         _complain(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        print("geopd: stopped; what had finished is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(1)
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        _complain("stopped; what had finished is kept, the same command goes on from there", 1)
     sys.exit(code or 0)
 
 
