@@ -87,13 +87,73 @@ def test_a_run_and_the_same_command_again(world):
     command = ("train", "rlvr", "--config", world / "rlvr.yaml", "--max_steps", 3, "--json")
     first = geopd(*command)
     assert first.code == 0, first.err
-    outcome = json.loads(first.out.splitlines()[-1])
-    assert outcome == {"run": str(world / "runs" / "rlvr"), "updates": 3, "resumed_from": 0}
+    outcome = json.loads(first.out)  # nothing else is on stdout
+    assert outcome == {"run": str(world / "runs" / "rlvr"), "updates": 3, "planned": 3, "resumed_from": 0}
+    assert "step 3/3  " in first.err
     again = geopd(*command)
     assert json.loads(again.out)["resumed_from"] == 3
     assert "already done" in geopd(*command[:-1]).out
     other = geopd(*command, "--learning_rate", "0.5")
     assert "begun with training.learning_rate=0.001 and this call has 0.5" in other.complaint()
+
+
+def test_a_run_that_an_alarm_stops_says_so_and_goes_on_without_it(world, tmp_path):
+    alarms = {"stable_rank": [1000.0, 2000.0], "stop": True}
+    watched = json.dumps({"every": 4, "similarity_k": 4, "alarms": alarms})
+    command = ("train", "opd", "--config", world / "opd.yaml", "--output_dir", tmp_path / "run", "--logging_steps", 1)
+    first = geopd(*command, "--monitor", watched)
+    assert first.out.startswith(f"4 of 8 updates, stopped by an alarm -> {tmp_path / 'run'}\n")
+    assert "goes on from there" in first.out
+    again = geopd(*command, "--monitor", watched)
+    assert again.out.startswith("4 of 8 updates already done, stopped by an alarm")
+    onward = geopd(*command)
+    assert "going on from step 4 of 8" in onward.err
+    assert "step 5/8  " in onward.err
+    assert "step 4/8  " not in onward.err
+    assert onward.out.startswith(f"8 updates -> {tmp_path / 'run'}")
+
+
+@pytest.mark.slow
+def test_a_bar_is_for_terminals(world, tmp_path):
+    """On a pseudo-terminal there is a bar, unless the outcome is asked for as JSON."""
+    import pty
+    import termios
+
+    values = yaml.safe_load((world / "rlvr.yaml").read_text())
+    del values["disable_tqdm"]
+    (tmp_path / "rlvr.yaml").write_text(yaml.safe_dump(values))
+    for words, barred in (([], True), (["--json"], False)):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 120))
+        command = [sys.executable, "-m", "geopd", "train", "rlvr", "--config", str(tmp_path / "rlvr.yaml"), *words]
+        command += ["--output_dir", str(tmp_path / f"run{barred}"), "--max_steps", "2"]
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=theirs, text=True)
+        process.communicate(timeout=120)
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        shown = os.read(ours, 1 << 16).decode()
+        os.close(ours)
+        assert process.returncode == 0, shown
+        assert ("| 2/2 [" in shown) == barred, shown
+
+
+def test_damaged_weights_and_a_full_disk_have_their_codes(world, tmp_path):
+    import resource
+
+    save_model(tmp_path / "cut", 0)
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    command = ("train", "rlvr", "--config", world / "rlvr.yaml", "--output_dir", tmp_path / "run")
+    assert "model.safetensors is damaged" in geopd(*command, "--model_name_or_path", tmp_path / "cut").complaint()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        full = geopd(*command, "--max_steps", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.code == 1
+    assert full.err.splitlines()[-1].startswith(f"geopd: {tmp_path / 'run' / 'checkpoint-1'} cannot be written")
+    assert "Traceback" not in full.err
 
 
 @pytest.mark.slow

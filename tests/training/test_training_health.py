@@ -99,6 +99,39 @@ def test_figures_that_are_missing_or_of_an_evaluation_are_passed_over(said):
     assert said() == []
 
 
+def equal(*shares, reward=0.0):
+    return [{"frac_reward_zero_std": share, "reward": reward} for share in shares]
+
+
+def test_rewards_that_are_equal_for_every_prompt_are_said_once_after_the_window(said):
+    run(TrainingHealth(window=3, rewarded=True), equal(1.0, 0.5, 1.0, 1.0, 1.0, 1.0))
+    (message,) = said()
+    assert message.startswith(
+        "step 50: the responses to every prompt got equal rewards in the last 3 logs (mean reward 0)"
+    )
+    assert "num_generations or temperature" in message
+
+
+@pytest.mark.parametrize(
+    ("rewarded", "shares"), [(False, (1.0,) * 6), (True, (1.0, 1.0, 0.99, 1.0, 1.0)), (True, (1.0, 1.0))]
+)
+def test_rewards_that_teach_or_are_not_learnt_from_are_not_said(rewarded, shares, said):
+    run(TrainingHealth(window=3, rewarded=rewarded), equal(*shares))
+    assert said() == []
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_real_run_whose_reward_is_constant_is_warned_of(tmp_path, said):
+    from geopd.training import parse_config, train
+    from tiny_runs import save_model, settings
+
+    save_model(tmp_path / "student")
+    (tmp_path / "constant.py").write_text("def none(completions, **_):\n    return [0.0] * len(completions)\n")
+    given = settings("rlvr", tmp_path, tmp_path / "run", reward=[f"{tmp_path / 'constant.py'}:none"], logging_steps=1)
+    train(parse_config("rlvr", settings=given), quiet=True)
+    assert any("so the reward teaches nothing" in message for message in said())
+
+
 @pytest.mark.parametrize("setting", [{"growth": 1.0}, {"truncated": 1.0}, {"mismatch": 0.0}, {"window": 0}], ids=str)
 def test_thresholds_out_of_range_are_named(setting):
     ((name, value),) = setting.items()

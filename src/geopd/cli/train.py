@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +42,9 @@ def train(context: typer.Context) -> None:
     if paradigm.startswith("-"):
         raise ValueError(f"{paradigm} comes too early: `geopd train {{sft,opd,rlvr,mix}} --config FILE ...`")
     if "--help" in flags or "-h" in flags:
-        from geopd.training.config_file import config_parser
+        from geopd.training.config_file import help_of
 
-        config_parser(paradigm).print_help()
+        typer.echo(help_of(paradigm), nl=False)
         return
     dry_run, as_json = _switch(flags, "--dry-run"), _switch(flags, "--json")
     processes, file = _value(flags, "--processes"), _value(flags, "--config")
@@ -65,18 +67,30 @@ def _train(
         plan = plan_run(config, processes)
         typer.echo(json.dumps(plan.as_json(), indent=1) if as_json else "\n".join(_lines(plan)))
         return
+    if as_json:
+        config.training.disable_tqdm = True
     try:
-        outcome = train(config)
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            outcome = train(config)
     except ImportError as error:  # an option asked for a package that is not here
         raise ValueError(" ".join(str(error).split())) from error
     if config.training.process_index != 0:
         return
     if as_json:
-        content = {"run": str(outcome.run), "updates": outcome.updates, "resumed_from": outcome.resumed_from}
+        content = {
+            "run": str(outcome.run),
+            "updates": outcome.updates,
+            "planned": outcome.planned,
+            "resumed_from": outcome.resumed_from,
+        }
         typer.echo(json.dumps(content))
         return
-    finished = outcome.resumed_from == outcome.updates
-    typer.echo(f"{outcome.updates} updates{' already done' if finished else ''} -> {outcome.run}")
+    done = " already done" if outcome.resumed_from == outcome.updates else ""
+    if outcome.updates < outcome.planned:
+        typer.echo(f"{outcome.updates} of {outcome.planned} updates{done}, stopped by an alarm -> {outcome.run}")
+        typer.echo("the same command without the alarm's `stop` goes on from there")
+    else:
+        typer.echo(f"{outcome.updates} updates{done} -> {outcome.run}")
     typer.echo(f"next: geopd measure origin {outcome.run} --out results")
 
 

@@ -17,14 +17,23 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from geopd.training.sharding import whole
+from geopd.training.weight_files import writing
 
-__all__ = ["CheckpointSchedule", "StepReport", "full_weights", "merged_weights", "save_checkpoint"]
+__all__ = ["CheckpointSchedule", "StepReport", "check_mergeable", "full_weights", "merged_weights", "save_checkpoint"]
 
 _ADAPTER = "adapter"
 _LORA = ("base_layer", "lora_A", "lora_B")
 
 
-def save_checkpoint(model: Any, tokenizer: Any, run: Path, step: int, weights: dict[str, Tensor] | None = None) -> Path:
+def save_checkpoint(
+    model: Any,
+    tokenizer: Any,
+    run: Path,
+    step: int,
+    weights: dict[str, Tensor] | None = None,
+    *,
+    replace: bool = False,
+) -> Path:
     """Write ``run/checkpoint-<step>`` with safetensors, config and tokenizer, and return its path.
 
     The weights keep the dtype they are trained in. The folder appears in one rename, so a reader sees either the whole
@@ -36,23 +45,28 @@ def save_checkpoint(model: Any, tokenizer: Any, run: Path, step: int, weights: d
         run: the run folder.
         step: optimiser steps behind the weights.
         weights: the full state of ``model`` where its own is sharded.
+        replace: the folder may be there already, and is replaced once the new one is whole.
 
     Raises:
-        ValueError: the adapter is of a kind that cannot be merged.
+        ValueError: the adapter is of a kind that cannot be merged, or the folder is there and ``replace`` is off.
+        OSError: it cannot be written; what was half written is removed.
     """
     target = run / f"checkpoint-{step}"
     partial = run / f".checkpoint-{step}.partial"
-    for leftover in (partial, target):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if hasattr(model, "peft_config"):
-        state = weights if weights is not None else model.state_dict()
-        model.save_pretrained(partial / _ADAPTER, state_dict=state)
-        model.get_base_model().save_pretrained(partial, state_dict=merged_weights(model, state))
-    else:
-        model.save_pretrained(partial, state_dict=weights)
-    tokenizer.save_pretrained(partial)
-    partial.replace(target)
+    if target.exists() and not replace:
+        raise ValueError(f"{target} is there already: move it away, or save into another folder")
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing(partial, target):
+        partial.mkdir(parents=True)
+        if hasattr(model, "peft_config"):
+            state = weights if weights is not None else model.state_dict()
+            model.save_pretrained(partial / _ADAPTER, state_dict=state)
+            model.get_base_model().save_pretrained(partial, state_dict=merged_weights(model, state))
+        else:
+            model.save_pretrained(partial, state_dict=weights)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
     return target
 
 
@@ -96,7 +110,7 @@ def merged_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if hasattr(module, "lora_A") and model.active_adapter in module.lora_A
     }
-    _refuse_unmergeable(model, weights)
+    check_mergeable(model, weights)
     inside = f".{model.active_adapter}.weight"
     merged: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -113,12 +127,22 @@ def merged_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return merged
 
 
-def _refuse_unmergeable(model: Any, weights: dict[str, Tensor]) -> None:
+def check_mergeable(model: Any, weights: dict[str, Tensor] | None = None) -> None:
+    """Require that a PEFT model's adapters are plain LoRA on linear layers; its weights may be on the meta device.
+
+    Args:
+        model: a PEFT model.
+        weights: its full state; read from the model when None.
+
+    Raises:
+        ValueError: one is of another kind, such as DoRA, and could not be merged into a checkpoint.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    names = list(weights if weights is not None else model.state_dict())
     tuned = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for layer in tuned:
-        for name in weights:
+        for name in names:
             part = name.removeprefix(f"{layer}.").split(".")
             if name.startswith(f"{layer}.") and (part[0] not in _LORA or (part[0] == "base_layer" and len(part) > 2)):
                 raise ValueError(f"{name} is no plain LoRA weight of a linear layer, so it cannot be merged: use LoRA")
@@ -131,9 +155,11 @@ class CheckpointSchedule(TrainerCallback):  # type: ignore[misc]
         run: the run folder.
         steps: optimiser steps to save at; 0 saves the initial weights.
         tokenizer: saved beside the weights.
+        replace: checkpoints in the folder are this run's own from an earlier start, and may be written anew.
     """
 
-    def __init__(self, run: Path, steps: Iterable[int], tokenizer: Any) -> None:
+    def __init__(self, run: Path, steps: Iterable[int], tokenizer: Any, *, replace: bool = False) -> None:
+        self.replace = replace
         self.run = run
         self.steps = frozenset(steps)
         self.tokenizer = tokenizer
@@ -145,7 +171,14 @@ class CheckpointSchedule(TrainerCallback):  # type: ignore[misc]
         trainer.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Save the initial weights when step 0 is scheduled."""
+        """Refuse checkpoints that are in the way now, not once they are due; save the start when step 0 is scheduled.
+
+        Raises:
+            ValueError: a scheduled checkpoint is there already.
+        """
+        taken = [step for step in sorted(self.steps) if (self.run / f"checkpoint-{step}").exists()]
+        if taken and not self.replace:
+            raise ValueError(f"{self.run / f'checkpoint-{taken[0]}'} is there already: choose another folder")
         if state.global_step == 0:
             self._save_if_due(state, kwargs["model"])
 
@@ -167,7 +200,7 @@ class CheckpointSchedule(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             unwrapped = self.trainer.accelerator.unwrap_model(model) if self.trainer is not None else model
             with torch.no_grad():
-                save_checkpoint(unwrapped, self.tokenizer, self.run, state.global_step, weights)
+                save_checkpoint(unwrapped, self.tokenizer, self.run, state.global_step, weights, replace=self.replace)
 
 
 class StepReport(TrainerCallback):  # type: ignore[misc]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from geopd.training.compatibility import check_teacher, check_teacher_server
@@ -19,6 +20,7 @@ from geopd.training.rewards import reward_functions
 from geopd.training.score_weighted_arguments import check_router_loss
 from geopd.training.teacher import ModelTeacher, Teacher
 from geopd.training.teacher_server import ServerTeacher
+from geopd.training.weight_files import damaged_file
 
 __all__ = [
     "ANSWERED_REWARDS",
@@ -263,6 +265,11 @@ def _from_hub(kind: Any, what: str, name: str, **options: Any) -> Any:
         raise ValueError(f"{name}: no {what} to be had, there is no such folder")
     try:
         return kind.from_pretrained(name, **options)
+    except SafetensorError as error:
+        folder = local_folder(name, options.get("revision"))
+        damaged = damaged_file(folder) if folder is not None and folder.is_dir() else None
+        file, reason = damaged if damaged is not None else (name, " ".join(str(error).split()))
+        raise ValueError(f"{file} is damaged ({reason}): copy or download it again") from error
     except (OSError, ValueError, KeyError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         place = "the folder" if Path(name).is_dir() else "no folder here, and the hub"

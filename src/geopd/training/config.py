@@ -159,8 +159,12 @@ class TeacherArguments:
             check_settings("teacher_server", self.teacher_server, ServerTeacher, excluded=("url", "model"))
         if self.teacher == "none":  # how a flag takes back what the file says
             self.teacher = None
-        if (self.teacher is None) == (self.teacher_url is None):
-            raise ValueError("give the teacher as `teacher` (path or hub id) or as `teacher_url` (a server), not both")
+        if self.teacher is None and self.teacher_url is None:
+            raise ValueError(
+                "a teacher is needed: give it as `teacher` (path or hub id) or as `teacher_url` (a server)"
+            )
+        if self.teacher is not None and self.teacher_url is not None:
+            raise ValueError("`teacher` (in this process) and `teacher_url` (a server) are both given, not both can be")
 
 
 @dataclass

@@ -7,8 +7,10 @@ another type, and choices that do not exist.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +31,7 @@ from geopd.training.config import (
 from geopd.training.nested_settings import nearest
 from geopd.training.trl_arguments import OnPolicyArguments, SupervisedArguments
 
-__all__ = ["config_parser", "parse_config"]
+__all__ = ["config_parser", "help_of", "parse_config"]
 
 _GROUPS: dict[str, dict[str, type]] = {
     "sft": {"training": SupervisedArguments},
@@ -47,6 +49,12 @@ _GROUPS: dict[str, dict[str, type]] = {
         "training": OnPolicyArguments,
     },
 }
+_COMMAND = {
+    "config": ("--config", "FILE", "YAML; a flag with the same name as a key wins over it"),
+    "dry_run": ("--dry-run", None, "resolve everything, print the plan and a memory estimate"),
+    "processes": ("--processes", "N", "devices the plan of a dry run is made for"),
+    "json": ("--json", None, "print the plan, or the outcome, as JSON"),
+}
 _FLAG = re.compile(r"--?[A-Za-z]")
 
 
@@ -58,7 +66,7 @@ class _Parser(TrlParser):  # type: ignore[misc]
 
 
 def config_parser(paradigm: str) -> TrlParser:
-    """The parser of one paradigm; ``print_help`` lists every field.
+    """The parser of one paradigm.
 
     Raises:
         ValueError: the paradigm is unknown.
@@ -73,6 +81,24 @@ def config_parser(paradigm: str) -> TrlParser:
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+
+
+def help_of(paradigm: str) -> str:
+    """Every flag of one paradigm: the command's own, then our fields, then TRL's.
+
+    Raises:
+        ValueError: the paradigm is unknown.
+    """
+    parser = config_parser(paradigm)
+    group = parser.add_argument_group("command")
+    for flag, value, text in _COMMAND.values():
+        shape: dict[str, Any] = {"action": "store_true"} if value is None else {"metavar": value}
+        group.add_argument(flag, help=text, default=argparse.SUPPRESS, **shape)
+    groups = parser._action_groups
+    groups.insert(0, groups.pop())
+    groups.append(groups.pop(groups.index(parser._optionals)))  # where the parser puts TRL's fields
+    parser._optionals.title = "model and training, as in TRL"
+    return str(parser.format_help())
 
 
 def parse_config(
@@ -94,14 +120,17 @@ def parse_config(
     values = dict(settings or {}) if file is None else _read_yaml(Path(file))
     os.environ.update({str(name): str(value) for name, value in (values.pop("env", None) or {}).items()})
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
-    _refuse_unknown(source, values, actions)
+    _refuse_unknown(paradigm, source, values, actions)
+    # transformers would drop the bar with its notices
+    parser.set_defaults(disable_tqdm=not sys.stderr.isatty())
     parser.set_defaults_with_config(**{k: _typed(source, k, v, actions[k]) for k, v in values.items()})
     _, extras = parser.parse_known_args(list(flags))
-    _refuse_unknown("the command line", [flag for flag in extras if _FLAG.match(flag)] or extras, actions)
+    _refuse_unknown(paradigm, "the command line", [flag for flag in extras if _FLAG.match(flag)] or extras, actions)
     try:
         parsed = parser.parse_args_into_dataclasses(list(flags), look_for_args_file=False)
         config = TrainConfig(paradigm, **dict(zip(_groups(paradigm), parsed, strict=True)))
         _refuse_trainer_checkpoints(config.training)
+        _refuse_no_steps(config.training)
         return config
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(" ".join(str(error).split())) from error
@@ -118,8 +147,19 @@ def _refuse_trainer_checkpoints(training: Any) -> None:
         raise ValueError("resume_from_checkpoint: the same command again goes on by itself, leave it out")
 
 
+def _refuse_no_steps(training: Any) -> None:
+    steps, epochs = training.max_steps, training.num_train_epochs
+    if steps == 0 or steps < -1:
+        raise ValueError(f"max_steps={steps}: give 1 or more, or -1 for num_train_epochs")
+    if steps < 0 and not epochs > 0:
+        raise ValueError(f"num_train_epochs={epochs}: give more than 0, or max_steps")
+
+
 def _groups(paradigm: str) -> dict[str, type]:
-    return {"model": ModelConfig, "data": DataArguments, "run": RunArguments, **_GROUPS[paradigm]}
+    """The dataclasses of a paradigm, our own first, as help shows them."""
+    own = dict(_GROUPS[paradigm])
+    training = own.pop("training")
+    return {"data": DataArguments, "run": RunArguments, **own, "model": ModelConfig, "training": training}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -134,12 +174,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _refuse_unknown(source: str, keys: Any, actions: dict[str, argparse.Action]) -> None:
+def _refuse_unknown(paradigm: str, source: str, keys: Any, actions: dict[str, argparse.Action]) -> None:
     for key in keys:
         name = str(key).lstrip("-").partition("=")[0].replace("-", "_")
         if name not in actions or str(key).startswith("-"):
             shown = key if str(key).startswith("-") else f"{key!r}"
-            raise ValueError(f"{source}: {shown} is unknown{nearest(name, list(actions))}; --help lists all")
+            raise ValueError(f"{source}: {shown} is unknown{_hint(paradigm, name, actions)}; --help lists all")
+
+
+def _hint(paradigm: str, name: str, actions: dict[str, argparse.Action]) -> str:
+    if name in _COMMAND:
+        return f"; did you mean the flag {_COMMAND[name][0]}?"
+    fields = {
+        other: {f.name for group in _groups(other).values() for f in dataclasses.fields(group)} for other in PARADIGMS
+    }
+    others = [other for other in PARADIGMS if name in fields[other]]
+    if others and paradigm not in others:
+        return (
+            f" to {paradigm}: it belongs to {' and '.join([', '.join(others[:-1])] * (len(others) > 1) + others[-1:])}"
+        )
+    return nearest(name, list(actions))
 
 
 def _typed(source: str, key: str, value: Any, action: argparse.Action) -> Any:

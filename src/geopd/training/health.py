@@ -14,10 +14,11 @@ _LOGGER = logging.getLogger(__name__)
 _LENGTH = "completions/mean_length"
 _TRUNCATED = "completions/clipped_ratio"
 _MISMATCH = "sampling/sampling_logp_difference/mean"
+_EQUAL = "frac_reward_zero_std"
 
 
 class TrainingHealth(TrainerCallback):  # type: ignore[misc]
-    """Warns once, on the main process, about each of three failures; each message gives the figure and the remedy.
+    """Warns once, on the main process, about each of four failures; each message gives the figure and the remedy.
 
     - Completions grow without bound: the mean length of the last ``window`` logs is at least ``growth`` times that of
       the first ``window``, and the last is the longest so far.
@@ -25,6 +26,8 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
     - Sampler and trainer disagree: the mean absolute difference of their log-probabilities of the sampled tokens,
       which TRL logs with vLLM, exceeds ``mismatch`` nats. With ``vllm_importance_sampling_correction`` off TRL logs
       none; that nothing is measured is said when training begins.
+    - The reward teaches nothing: in ``window`` logs running, the responses to every prompt got equal rewards; looked
+      for with ``rewarded``.
 
     Lengths are read from the trainer's log history, so a resumed run remembers how it began.
 
@@ -33,12 +36,21 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
         truncated: share of completions, in (0, 1).
         mismatch: nats a token, positive.
         window: logs that are averaged, 1 or more.
+        rewarded: the run learns from rewards.
 
     Raises:
         ValueError: a threshold is out of range.
     """
 
-    def __init__(self, *, growth: float = 2.0, truncated: float = 0.5, mismatch: float = 0.1, window: int = 5) -> None:
+    def __init__(
+        self,
+        *,
+        growth: float = 2.0,
+        truncated: float = 0.5,
+        mismatch: float = 0.1,
+        window: int = 5,
+        rewarded: bool = False,
+    ) -> None:
         if not (growth > 1.0 and 0.0 < truncated < 1.0 and mismatch > 0.0 and window >= 1):
             raise ValueError(
                 f"growth={growth}, truncated={truncated}, mismatch={mismatch}, window={window}: growth is a factor "
@@ -48,6 +60,7 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
         self.truncated = truncated
         self.mismatch = mismatch
         self.window = window
+        self.rewarded = rewarded
         self._said: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -67,6 +80,7 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
             ("growth", self._growing(state.log_history) if _LENGTH in logs else None),
             ("truncated", self._truncating(logs.get(_TRUNCATED), args)),
             ("mismatch", self._disagreeing(logs.get(_MISMATCH))),
+            ("equal", self._equal(state.log_history) if self.rewarded and _EQUAL in logs else None),
         ):
             if message is not None and failure not in self._said:
                 self._said.add(failure)
@@ -93,6 +107,18 @@ class TrainingHealth(TrainerCallback):  # type: ignore[misc]
             f"{share:.0%} of completions were cut off at max_completion_length={args.max_completion_length}: raise it, "
             "or check that the model and the chat template share an end token; rewards and distillation of unfinished "
             "responses mislead"
+        )
+
+    def _equal(self, history: list[dict[str, Any]]) -> str | None:
+        rows = [row for row in history if row.get(_EQUAL) is not None][-self.window :]
+        if len(rows) < self.window or any(row[_EQUAL] < 1.0 for row in rows):
+            return None
+        given = [row["reward"] for row in rows if row.get("reward") is not None]
+        mean = f" (mean reward {sum(given) / len(given):.3g})" if given else ""
+        return (
+            f"the responses to every prompt got equal rewards in the last {self.window} logs{mean}, so the reward "
+            "teaches nothing: check the answers and the format the reward looks for (answer_marker), take prompts that "
+            "are solved sometimes, or raise num_generations or temperature"
         )
 
     def _disagreeing(self, difference: float | None) -> str | None:

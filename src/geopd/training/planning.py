@@ -11,7 +11,16 @@ from geopd.training.config import TrainConfig
 from geopd.training.resume import resume_interval, updates_per_rollout
 from geopd.training.trl_arguments import OnPolicyArguments
 
-__all__ = ["MemoryEstimate", "ModelSize", "TrainPlan", "checkpoint_steps", "make_plan", "memory_of", "total_updates"]
+__all__ = [
+    "MemoryEstimate",
+    "ModelSize",
+    "TrainPlan",
+    "checkpoint_steps",
+    "ignored_settings",
+    "make_plan",
+    "memory_of",
+    "total_updates",
+]
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 _LAYER_ACTIVATIONS = 17  # values of the residual width a layer keeps for its backward pass, for every token
@@ -189,6 +198,17 @@ def checkpoint_steps(config: TrainConfig, updates: int) -> tuple[int, ...]:
     return steps
 
 
+def ignored_settings(config: TrainConfig) -> list[str]:
+    """What a configuration asks for and its loss does not use, one sentence each."""
+    if config.divergence == "sampled" or config.reward is None or not config.reward.reward:
+        return []
+    named = ", ".join(config.reward.reward)
+    return [
+        f"reward [{named}] is not part of the loss: divergence={config.divergence} distils alone, and no reward is "
+        "logged; train mix for both, or leave reward out"
+    ]
+
+
 def memory_of(config: TrainConfig, model: ModelSize, teacher: ModelSize | None, sequence: int) -> MemoryEstimate:
     """The memory estimate of one device that holds everything."""
     training = config.training
@@ -250,7 +270,7 @@ def _objective(config: TrainConfig) -> str:
 
 
 def _notes(config: TrainConfig, model: ModelSize) -> list[str]:
-    notes, training = [], config.training
+    notes, training = ignored_settings(config), config.training
     if model.bytes_a_weight < 4:
         notes.append(
             "weights train in 16 bits: an update below half a unit in the last place is lost; dtype float32 with bf16 "

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback, TrainerState
+
+from geopd.training.weight_files import check_whole, writing
 
 __all__ = [
     "RESUME_FOLDER",
+    "ResumePointAtStop",
     "check_same_settings",
     "discard_resume_points",
     "keep_resume_points",
@@ -67,7 +70,8 @@ def last_resume_point(run: Path, training: Any) -> Path | None:
     """The newest whole resume point of a run, or None; one cut short by the interruption is passed over.
 
     Raises:
-        ValueError: it lies between two rollouts of these settings; the nearest boundary is named.
+        ValueError: it lies between two rollouts of these settings (the nearest boundary is named), or a file of it is
+            damaged.
     """
     points = [
         (int(folder.name.removeprefix("checkpoint-")), folder)
@@ -84,7 +88,18 @@ def last_resume_point(run: Path, training: Any) -> Path | None:
             f"{point} lies between two rollouts (a rollout lasts {boundary} steps): the nearest boundary is step "
             f"{nearest}; remove {run / RESUME_FOLDER} to start over"
         )
+    check_whole(point)
     return point
+
+
+class ResumePointAtStop(TrainerCallback):  # type: ignore[misc]
+    """Keeps a resume point where something ends the run early between two rollouts; added behind what may end it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for the point."""
+        early = control.should_training_stop and state.global_step < state.max_steps
+        if early and state.global_step % updates_per_rollout(args) == 0:
+            control.should_save = True
 
 
 def keep_resume_points(trainer: Any, run: Path, point: Path | None) -> None:
@@ -94,6 +109,14 @@ def keep_resume_points(trainer: Any, run: Path, point: Path | None) -> None:
     """
     folder = str(run / RESUME_FOLDER)
     trainer._get_output_dir = lambda trial=None: folder  # noqa: ARG005
+    save = trainer._save_checkpoint
+
+    def saved(*args: Any, **kwargs: Any) -> None:
+        place = run / RESUME_FOLDER / f"checkpoint-{trainer.state.global_step}"
+        with writing(place, place):
+            save(*args, **kwargs)
+
+    trainer._save_checkpoint = saved
     if point is None:
         return
     epochs = int(TrainerState.load_from_json(str(point / _STATE)).epoch or 0)
@@ -128,6 +151,11 @@ def check_same_settings(run: Path, before: dict[str, Any], now: dict[str, Any]) 
     then, today = _flat(before), _flat(json.loads(json.dumps(now)))
     for key in sorted(then.keys() | today.keys()):
         if then.get(key) != today.get(key):
+            if key.startswith("rows."):
+                raise ValueError(
+                    f"{run} was begun with other data ({key}={_shown(then, key)}, now {_shown(today, key)}): restore "
+                    "them to go on, remove the folder, or choose another output_dir"
+                )
             raise ValueError(
                 f"{run} was begun with {key}={_shown(then, key)} and this call has {_shown(today, key)}: "
                 "restore it to go on, remove the folder, or choose another output_dir"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from geopd.training.checkpoint_schedule import CheckpointSchedule
+from geopd.training.checkpoint_schedule import CheckpointSchedule, check_mergeable
 from geopd.training.components import (
     check_config_teacher,
     load_rewards,
@@ -29,22 +30,25 @@ from geopd.training.components import (
 )
 from geopd.training.config import TrainConfig
 from geopd.training.health import TrainingHealth
-from geopd.training.planning import TrainPlan, checkpoint_steps, make_plan, total_updates
+from geopd.training.planning import TrainPlan, checkpoint_steps, ignored_settings, make_plan, total_updates
+from geopd.training.progress import TrainingProgress
 from geopd.training.projection import Projection
 from geopd.training.resume import (
-    check_same_settings,
+    ResumePointAtStop,
     discard_resume_points,
     keep_resume_points,
     last_resume_point,
     resume_interval,
 )
-from geopd.training.run_record import LOG_FILE, decisive, origin_of, read_settings, settings_of, write_record
+from geopd.training.run_folder import look_at_folder
+from geopd.training.run_record import LOG_FILE, origin_of, settings_of, write_record
 from geopd.training.trainers import build_trainer, distillation_arguments, refuse_fsdp_on_cpu
 from geopd.training.trl_arguments import OnPolicyArguments
 from geopd.training.watching import PlannedEvaluation, check_watched, evaluation_of, monitor_of
 
 __all__ = ["RunOutcome", "plan_run", "train"]
 
+_LOGGER = logging.getLogger(__name__)
 _PROMPTS_LOOKED_AT = 256
 
 
@@ -57,12 +61,14 @@ class RunOutcome:
         updates: optimiser steps of the whole run; fewer than planned where an alarm ended it.
         resumed_from: the step this call went on from; 0 for the start, ``updates`` where nothing was left to do.
         history: the trainer's log.
+        planned: optimiser steps it was to take.
     """
 
     run: Path
     updates: int
     resumed_from: int
     history: list[dict[str, float]]
+    planned: int
 
 
 def plan_run(config: TrainConfig, processes: int | None = None) -> TrainPlan:
@@ -75,11 +81,16 @@ def plan_run(config: TrainConfig, processes: int | None = None) -> TrainPlan:
     Raises:
         ValueError: something does not exist or does not fit.
     """
+    refuse_fsdp_on_cpu(config.training)
     tokenizer = load_student_tokenizer(config)
     dataset = load_rows(config)
+    processes = processes or config.training.world_size
+    folder = look_at_folder(config, settings_of(config, dataset, processes))
     evaluation_of(config, load_rewards(config))
     size, model = student_on_meta(config)
     check_config_teacher(config, tokenizer, model.config.get_text_config().vocab_size)
+    if hasattr(model, "peft_config"):
+        check_mergeable(model)
     if (monitor := monitor_of(config, fetched=False)) is not None:
         check_watched(monitor, model)
     if config.run.projection is not None:
@@ -92,12 +103,18 @@ def plan_run(config: TrainConfig, processes: int | None = None) -> TrainPlan:
         teacher=teacher_size(config),
         rows=len(dataset),
         sequence=_longest_sequence(config, tokenizer, dataset),
-        processes=processes or config.training.world_size,
+        processes=processes,
     )
-    if config.run.monitor is None or monitor is not None:
-        return plan
-    note = "the student is not on this machine yet: whether the monitor fits it is checked once it has been fetched"
-    return replace(plan, notes=(*plan.notes, note))
+    notes = []
+    if folder.ended is not None:
+        notes.append(f"{config.training.output_dir} holds this run, ended at step {folder.ended[-1]['step']}")
+    elif folder.begun:
+        notes.append(f"{config.training.output_dir} holds this run, interrupted: it would go on")
+    if config.run.monitor is not None and monitor is None:
+        notes.append(
+            "the student is not on this machine yet: whether the monitor fits it is checked once it has been fetched"
+        )
+    return replace(plan, notes=(*plan.notes, *notes))
 
 
 def train(
@@ -122,7 +139,8 @@ def train(
         quiet: do not print the log.
 
     Raises:
-        ValueError: something does not exist or does not fit, or the folder holds a run with other settings.
+        ValueError: something does not exist or does not fit, or the folder holds another run or other weights.
+        OSError: a checkpoint or resume point cannot be written.
     """
     refuse_fsdp_on_cpu(config.training)
     run = Path(config.training.output_dir)
@@ -131,14 +149,17 @@ def train(
     rewards = rewards if rewards is not None else load_rewards(config)
     updates = total_updates(config, len(dataset), config.training.world_size)
     settings = settings_of(config, dataset, config.training.world_size)
-    history = _check_begun(run, settings)
-    if history is not None:
-        return RunOutcome(run, int(history[-1]["step"]), int(history[-1]["step"]), history)
-    point = last_resume_point(run, config.training)
+    folder = look_at_folder(config, settings)
+    if folder.ended is not None:
+        step = int(folder.ended[-1]["step"])
+        return RunOutcome(run, step, step, folder.ended, folder.planned)
+    point = last_resume_point(run, config.training) if folder.begun else None
     config, steps = _with_resume_points(config), checkpoint_steps(config, updates)
     evaluation = evaluation_of(config, rewards)
     if (monitor := monitor_of(config, fetched=model is not None)) is not None and model is None:
         check_watched(monitor, student_on_meta(config)[1])
+    for note in ignored_settings(config) if config.training.process_index == 0 else ():
+        _LOGGER.warning(note)
     model = model if model is not None else load_student(config)
     check_config_teacher(config, tokenizer, model.config.get_text_config().vocab_size)
     projection = projection_of(config) if config.run.projection is not None else None
@@ -154,27 +175,16 @@ def train(
         teacher=load_teacher(config),
         callbacks=list(callbacks),
     )
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(student, "peft_config"):
+        check_mergeable(student)
+    CheckpointSchedule(run, steps, trainer.processing_class, replace=folder.begun).attach(trainer)
     _watch(trainer, config, run, steps, evaluation, projection)
-    if quiet:
-        _without_printing(trainer)
+    TrainingProgress.replace(trainer, quiet=quiet)
     keep_resume_points(trainer, run, point)
     _run(trainer, config, run, settings, point, projection)
-    return RunOutcome(run, int(trainer.state.global_step), _step_of(point), list(trainer.state.log_history))
-
-
-def _check_begun(run: Path, settings: dict[str, Any]) -> list[dict[str, float]] | None:
-    """The log of a run that has ended; None where there is something left to do, with these settings.
-
-    Raises:
-        ValueError: the folder holds a run with other settings, whose checkpoints would be mixed with this one's.
-    """
-    before = read_settings(run) if run.is_dir() else None
-    if before is None:
-        return None
-    check_same_settings(run, decisive(before), decisive(settings))
-    log = run / LOG_FILE
-    history: list[dict[str, float]] | None = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else None
-    return history
+    state = trainer.state
+    return RunOutcome(run, int(state.global_step), _step_of(point), list(state.log_history), int(state.max_steps))
 
 
 def _run(
@@ -191,16 +201,18 @@ def _run(
     trainer.accelerator.wait_for_everyone()  # behind every process's look at the folder
     if first:
         run.mkdir(parents=True, exist_ok=True)
+        (run / LOG_FILE).unlink(missing_ok=True)  # of an end that an alarm made, which this call goes on from
         write_record(config, run, origin, settings)
     trainer.train(resume_from_checkpoint=str(point) if point is not None else None)
     if projection is not None:
         settings = settings | {"projection_record": projection.record(trainer.model)}
     if first:
-        write_record(config, run, origin, settings)
+        write_record(config, run, origin, settings | {"planned_updates": int(trainer.state.max_steps)})
         partial = run / f".{LOG_FILE}.partial"
         partial.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
         partial.replace(run / LOG_FILE)
-        discard_resume_points(run)
+        if trainer.state.global_step >= trainer.state.max_steps:
+            discard_resume_points(run)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -220,16 +232,17 @@ def _watch(
     evaluation: PlannedEvaluation | None,
     projection: Projection | None,
 ) -> None:
-    """Attach everything that looks on or writes while the trainer trains."""
+    """Attach everything that looks on or confines while the trainer trains."""
     if projection is not None:
         projection.attach(trainer)
-    CheckpointSchedule(run, steps, trainer.processing_class).attach(trainer)
     if config.paradigm != "sft":
-        trainer.add_callback(TrainingHealth())
+        trainer.add_callback(TrainingHealth(rewarded=config.paradigm in ("rlvr", "mix")))
     if evaluation is not None:
         evaluation.schedule(run, steps, trainer.processing_class).attach(trainer)
     if (monitor := monitor_of(config, fetched=True)) is not None:
         monitor.attach(trainer)
+    if config.training.save_strategy != "no":
+        trainer.add_callback(ResumePointAtStop())
 
 
 def _longest_sequence(config: TrainConfig, tokenizer: Any, dataset: Dataset) -> int:
@@ -251,10 +264,3 @@ def _tokens(tokenizer: Any, text: Any, opens: bool) -> list[int]:
 
 def _step_of(point: Path | None) -> int:
     return int(point.name.rpartition("-")[2]) if point is not None else 0
-
-
-def _without_printing(trainer: Any) -> None:
-    """Drop the callback that prints each log line; the same figures stay in the trainer's history."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

@@ -12,11 +12,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from geopd.checkpoints import Origin, RunManifest, checkpoint_digest, read_run_manifest, write_run_manifest
+from geopd.checkpoints import Origin, RunManifest, checkpoint_digest, write_run_manifest
 from geopd.training.components import local_folder
 from geopd.training.config import TrainConfig
 
-__all__ = ["LOG_FILE", "decisive", "origin_of", "read_settings", "settings_of", "write_record"]
+__all__ = ["LOG_FILE", "decisive", "origin_of", "settings_of", "write_record"]
 
 LOG_FILE = "training_log.json"
 """The log of a finished run: its presence says that the run has ended."""
@@ -30,12 +30,13 @@ _NEVER = {
 _WITHOUT_EFFECT = (
     "versions",
     "projection_record",
+    "planned_updates",
     "run.resume_every",
     "run.monitor",
     *(f"training.{name}" for name in ("report_to", "run_name", "project", "disable_tqdm", "log_level")),
     *(f"training.{name}" for name in ("logging_steps", "logging_strategy", "logging_first_step", "log_completions")),
 )
-_SAMPLED_ROWS = 64
+_ROWS_A_READ = 10_000
 
 
 def settings_of(config: TrainConfig, dataset: Dataset, processes: int) -> dict[str, Any]:
@@ -66,12 +67,6 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
             else values
         )
     return kept
-
-
-def read_settings(run: Path) -> dict[str, Any] | None:
-    """The settings in a run's ``run.json``, or None."""
-    manifest = read_run_manifest(run)
-    return manifest.settings if manifest is not None else None
 
 
 def origin_of(config: TrainConfig, run: Path) -> Origin | None:
@@ -106,7 +101,8 @@ def _changed(group: Any) -> dict[str, Any]:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Of up to 64 rows spread evenly: enough to notice other data, cheap for millions of rows."""
-    places = sorted({len(dataset) * i // _SAMPLED_ROWS for i in range(_SAMPLED_ROWS)} if len(dataset) else set())
-    rows = json.dumps([dataset[place] for place in places], sort_keys=True, default=str)
-    return hashlib.blake2b(rows.encode(), digest_size=16).hexdigest()
+    """Of the values of every row in order, however they are stored: about 0.4 s for 100 000 rows of 500 characters."""
+    state = hashlib.blake2b(digest_size=16)
+    for table in dataset.with_format("arrow").iter(_ROWS_A_READ):
+        state.update(json.dumps(table.to_pydict(), sort_keys=True, default=str).encode())
+    return state.hexdigest()

@@ -119,4 +119,6 @@ def check_watched(monitor: GeometryMonitor, model: Any) -> None:
         origin = open_checkpoint(monitor.origin)
         LiveGeometry(origin, live_matrices(model, origin, monitor.matrices), monitor.similarity_k, monitor.reference)
     except ValueError as error:
-        raise ValueError(f"geometry monitor: {error}") from error
+        bare = [name for name in monitor.matrices if not any(mark in name for mark in "*?[.")]
+        hint = f"; for every {bare[0]} write '*.{bare[0]}'" if "select none" in str(error) and bare else ""
+        raise ValueError(f"geometry monitor: {error}{hint}") from error
