@@ -11,6 +11,7 @@ from geopd.checkpoints.run import (
     step_of,
     write_run_manifest,
 )
+from geopd.checkpoints.whole_text import write_whole
 
 __all__ = [
     "Checkpoint",
@@ -27,4 +28,5 @@ __all__ = [
     "read_run_manifest",
     "step_of",
     "write_run_manifest",
+    "write_whole",
 ]

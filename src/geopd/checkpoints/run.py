@@ -12,6 +12,7 @@ from typing import Any
 
 from geopd.checkpoints.checkpoint import CheckpointError, read_json
 from geopd.checkpoints.opening import holds_weights
+from geopd.checkpoints.whole_text import write_whole
 
 RUN_MANIFEST = "run.json"
 EVALUATIONS = "evaluations.json"
@@ -71,12 +72,8 @@ class Run:
 
 def write_run_manifest(run_dir: str | Path, manifest: RunManifest) -> Path:
     """Write ``run.json`` atomically; returns its path."""
-    path = Path(run_dir) / RUN_MANIFEST
     text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(manifest)}, indent=1, sort_keys=True, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_whole(Path(run_dir) / RUN_MANIFEST, text + "\n")
 
 
 def read_run_manifest(run_dir: str | Path) -> RunManifest | None:

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 
 from geopd.spectral.decomposition import EPS
-from geopd.spectral.operands import Operand
+from geopd.spectral.operands import CACHED, Operand
 
 _SAFE = 1e-250, 1e250  # sums of squares that lost nothing to underflow and did not overflow
-_BLOCK = 1 << 18  # entries: float64 blocks of either side stay in the cache
 
 
-def row_blocks(shape: tuple[int, ...], entries: int = _BLOCK) -> Iterator[slice]:
+def row_blocks(shape: tuple[int, ...], entries: int = CACHED) -> Iterator[slice]:
     """Slices of rows that cover a matrix, each of about so many entries; a pure function of the shape."""
     rows = max(1, entries // max(1, math.prod(shape[1:])))
     return (slice(start, start + rows) for start in range(0, shape[0], rows))

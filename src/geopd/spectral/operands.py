@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-_PIECE = 1 << 18  # entries converted at once: 2 MiB in float64; ten times faster than pieces that leave the cache
+CACHED = 1 << 18  # entries converted at once: 2 MiB in float64; ten times faster than pieces that leave the cache
 SYRK_ENTRIES = 1 << 22  # of a block that is multiplied with itself: 32 MiB
 
 
@@ -91,7 +91,7 @@ def tall_blocks(W: Operand, scale: float, rows: int = 0) -> Iterator[Float64[Ten
     Of ``rows`` rows, or as many as fit a cache; a function of the shape alone.
     """
     long, short = max(W.shape), min(W.shape)
-    piece = max(1, _PIECE // short)
+    piece = max(1, CACHED // short)
     rows = min(rows or piece, long)
     buffer = torch.empty(rows, short, dtype=torch.float64, device=W.device)
     for start in range(0, long, rows):

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geopd.spectral.norms import row_blocks
-from geopd.spectral.operands import Operand
+from geopd.spectral.operands import CACHED, Operand
 
-_CHUNK = 1 << 18  # entries: float64 chunks of either side stay in the cache
 N_MAGNITUDES = 1 << 15  # bf16 magnitudes: 15 bits beside the sign
 _TOP_BITS = 44  # low bits of a float64 that a bucket leaves open: what is left is its exponent and 8 bits of mantissa
 Counts = NDArray[np.int64]
@@ -31,8 +30,8 @@ def visibly_changed(
     """
     changed = torch.empty(W0.shape, dtype=torch.bool, device=W0.device)
     flat0, flat1, out = W0.reshape(-1), W1.reshape(-1), changed.view(-1)
-    for start in range(0, flat0.numel(), _CHUNK):
-        stop = start + _CHUNK
+    for start in range(0, flat0.numel(), CACHED):
+        stop = start + CACHED
         a, b = flat0[start:stop], flat1[start:stop]
         a, b = (part.bfloat16().double() if bf16 else part.double() for part in (a, b))
         torch.gt((b - a).abs_(), torch.maximum(a.abs(), b.abs()).mul_(eta), out=out[start:stop])
@@ -142,7 +141,7 @@ class TieSplit:
         return self._count(changed, DOUBTFUL)
 
     def _count(self, changed: Bool[Tensor, "..."], code: int) -> int:
-        chunks = zip(*(torch.split(part.reshape(-1), _CHUNK) for part in (changed, self.codes)), strict=True)
+        chunks = zip(*(torch.split(part.reshape(-1), CACHED) for part in (changed, self.codes)), strict=True)
         return sum(int(torch.count_nonzero((codes & code).bool() & part)) for part, codes in chunks)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geopd.checkpoints import write_whole
 from geopd.study.schedule import read_marker
 from geopd.study.stages import Phase, Scale, Stage
 
@@ -85,11 +86,7 @@ def study_notes(scale: Scale, stages: Path, seed: int) -> list[dict[str, str]]:
 
 def write_notes(results: Path, notes: list[dict[str, str]]) -> Path:
     """Write ``notes.json`` into a results folder atomically and return its path."""
-    target = results / "notes.json"
-    partial = target.with_suffix(".json.partial")
-    partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(target)
-    return target
+    return write_whole(results / "notes.json", json.dumps(notes, indent=1, ensure_ascii=False) + "\n")
 
 
 def _stage_table(scale: Scale, stages: Path) -> str:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geopd.checkpoints import write_whole
 from geopd.problems import (
     Demonstration,
     DemonstrationStyle,
@@ -47,9 +48,7 @@ class Progress:
         """Report ``share`` in [0, 1] and what is being done."""
         if self.parent is not None and os.getppid() != self.parent:
             raise SystemExit("the study that started this stage has ended; run it again to resume")
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps({"share": share, "doing": doing}), encoding="utf-8")
-        partial.replace(self.path)
+        write_whole(self.path, json.dumps({"share": share, "doing": doing}))
 
 
 def texts_of(phases: tuple[Phase, ...], batch: int, seed: int) -> list[Demonstration]:
@@ -238,9 +237,7 @@ def _finish(stage: Stage, description: dict[str, Any], folder: Path, accuracy: A
         "usage": usage,
     }
     (folder / "progress.json").unlink(missing_ok=True)
-    partial = folder / "finished.json.partial"
-    partial.write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / "finished.json")
+    write_whole(folder / "finished.json", json.dumps(marker, indent=1) + "\n")
 
 
 if __name__ == "__main__":

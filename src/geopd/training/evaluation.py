@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from geopd.checkpoints import write_whole
 from geopd.training.sampling import sample_responses
 from geopd.training.task import VerifiableTask
 
@@ -200,11 +201,7 @@ def samples_of(decoding: str) -> int:
 
 def write_evaluations(run: Path, evaluations: Sequence[Evaluation]) -> Path:
     """Write ``evaluations.json`` of a run folder atomically and return its path."""
-    target = run / "evaluations.json"
-    partial = target.with_suffix(".json.partial")
-    partial.write_text(json.dumps([asdict(row) for row in evaluations], indent=1) + "\n", encoding="utf-8")
-    partial.replace(target)
-    return target
+    return write_whole(run / "evaluations.json", json.dumps([asdict(row) for row in evaluations], indent=1) + "\n")
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:

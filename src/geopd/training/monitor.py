@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from transformers import Trainer, TrainerCallback
 
-from geopd.checkpoints import open_checkpoint
+from geopd.checkpoints import open_checkpoint, write_whole
 from geopd.training.geometry_alarms import Alarms, AlarmWatch
 from geopd.training.live_geometry import LiveGeometry, MatrixValues, means, on_every_process, raise_everywhere
 from geopd.training.live_weights import expert_stacks, live_matrices
@@ -240,7 +240,5 @@ def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
             raise ValueError(f"{path}: line {number} is not JSON ({error}): remove the file or mend it") from error
         if line["step"] <= step:
             kept.append(line)
-    partial = path.with_suffix(".jsonl.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept

@@ -16,6 +16,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from geopd.checkpoints import write_whole
 from geopd.training.checkpoint_schedule import CheckpointSchedule, check_mergeable
 from geopd.training.components import (
     check_config_teacher,
@@ -208,9 +209,7 @@ def _run(
         settings = settings | {"projection_record": projection.record(trainer.model)}
     if first:
         write_record(config, run, origin, settings | {"planned_updates": int(trainer.state.max_steps)})
-        partial = run / f".{LOG_FILE}.partial"
-        partial.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
-        partial.replace(run / LOG_FILE)
+        write_whole(run / LOG_FILE, json.dumps(trainer.state.log_history, indent=1) + "\n")
         if trainer.state.global_step >= trainer.state.max_steps:
             discard_resume_points(run)
     trainer.accelerator.wait_for_everyone()
