@@ -4,6 +4,7 @@ import re
 import struct
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -214,3 +215,19 @@ def test_the_benchmark_shown_is_sampled_and_held_out_where_there_is_a_choice() -
     assert main_benchmark(table) == ("held_out", "avg@8")
     assert main_benchmark(table.filter(pl.col("decoding") == "greedy")) == ("held_out", "greedy")
     assert main_benchmark(table.clear()) is None
+
+
+def test_the_null_curve_is_not_drawn_where_no_update_lies(tmp_path: Path) -> None:
+    runs = (Run("far", "sft", 0.2, steps=(None,)), Run("near", "rlvr", 2e-4, steps=(None,)))
+    results = read_results(Folder(tmp_path / "r", runs=runs, layers=3, evaluated=False).write())
+    (drawn,) = (
+        figure(Subject(results, run_styles(results)))
+        for figure in FIGURES
+        if figure.__name__ == "sparsity_against_size"
+    )
+    assert drawn.figure is not None
+    (line,) = drawn.figure.axes[0].get_lines()
+    sizes = line.get_xdata()
+    gaps = [after / before for before, after in pairwise(sizes)]  # nan beside the break
+    assert sum(size != size for size in sizes) == 1
+    assert not any(gap >= 5 for gap in gaps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from geopd.results.summary import aggregate, aggregate_nulls, matched, rows_of
 
 MAX_LANES = 8
 """With more runs than this the runs of a paradigm share a line."""
+_BINS_A_DECADE = 8
+_WIDEST_GAP = 4  # bins: half a decade
 
 
 def sparsity_by_module(subject: Subject) -> Drawing:
@@ -192,7 +195,7 @@ def sparsity_against_size(subject: Subject) -> Drawing:
         axes.scatter(mine["size"], mine["value"], s=16, rasterized=True, **look)
     curve = _null_curve(subject, both)
     if curve is not None:
-        axes.plot(*curve, color=INK, linewidth=1.2)
+        axes.plot(*curve, color=INK, linewidth=1.2, marker=".", markersize=4)
     maybe_log(axes, both["size"].to_list(), which="x")
     maybe_log(axes, both["value"].to_list(), percent=True)
     axes.set_xlabel("relative update norm (update over origin, Frobenius)")
@@ -208,11 +211,19 @@ def sparsity_against_size(subject: Subject) -> Drawing:
 
 
 def _null_curve(subject: Subject, both: pl.DataFrame) -> tuple[list[float], list[float]] | None:
+    """Medians over bins of equal width in log size; broken where no sizes lie: a line would invent nulls."""
     nulls = rows_of(subject.results, "update_sparsity", table="nulls").filter(pl.col("null") == "gaussian")
-    points = matched(both, nulls).sort("size")
+    points = matched(both, nulls).filter(pl.col("size") > 0)
     if points.height < 2:
         return None
-    bins = max(2, min(24, points.height // 4))
-    cut = points.with_columns(bin=(pl.int_range(pl.len()) * bins // pl.len()))
+    cut = points.with_columns(bin=(pl.col("size").log10() * _BINS_A_DECADE).floor())
     curve = cut.group_by("bin").agg(pl.col("size").median(), pl.col("null_mean").median()).sort("size")
-    return curve["size"].to_list(), curve["null_mean"].to_list()
+    sizes, means, last = list[float](), list[float](), math.inf
+    for position, size, mean in curve.select("bin", "size", "null_mean").iter_rows():
+        if position - last > _WIDEST_GAP:
+            sizes.append(math.nan)
+            means.append(math.nan)
+        sizes.append(size)
+        means.append(mean)
+        last = position
+    return sizes, means
