@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from geopd.problems import distinct_problems
+from geopd.problems import distinct_problems, distinct_string_problems
 from geopd.training.killable_verifier import KillableVerifier, VerifierFault
 from geopd.training.rewards import MathReward, reward_functions
 
@@ -90,6 +90,19 @@ def test_arithmetic_agrees_with_python(conversational):
     ]
     with pytest.raises(ValueError, match="is not an arithmetic question"):
         one("arithmetic")(["What is 2+2?"], [">4"])
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_strings_agrees_with_python(conversational):
+    problems = distinct_string_problems("train", 40, seed=0)
+    right = [{"c": p.digits, "r": p.digits[::-1], "s": "".join(sorted(p.digits))}[p.task] for p in problems]
+    completions = [f">{answer}" if i % 2 else f">{answer}1" for i, answer in enumerate(right)]
+    prompts = [p.prompt for p in problems]
+    if conversational:
+        prompts, completions = [[{"role": "user", "content": p}] for p in prompts], as_messages(completions)
+    assert one("strings")(prompts=prompts, completions=completions, answer=right) == [float(i % 2) for i in range(40)]
+    with pytest.raises(ValueError, match=r"prompt ' 12\+ 30=' is not a string question"):
+        one("strings")([" 12+ 30="], [">42"])
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +378,10 @@ def test_a_reward_in_the_working_directory_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("exactly", "reward 'exactly' is unknown: use exact, math_verify, arithmetic, or package.module:function"),
+        (
+            "exactly",
+            "reward 'exactly' is unknown: use exact, math_verify, arithmetic, strings, or package.module:function",
+        ),
         (":f", "reward ':f' is unknown"),
         (
             "nowhere.at_all:f",
@@ -421,7 +437,7 @@ def test_errors_of_a_reward_of_ones_own_carry_its_name(tmp_path):
 
 
 def test_each_is_reported_under_the_name_it_was_asked_by():
-    names = ["exact", "math_verify", "arithmetic"]
+    names = ["exact", "math_verify", "arithmetic", "strings"]
     assert [reward.__name__ for reward in reward_functions(names)] == names
 
 

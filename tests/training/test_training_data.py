@@ -380,11 +380,14 @@ def test_the_built_in_problem_has_demonstrations_in_the_style_asked_for():
 @pytest.mark.parametrize(
     ("source", "split", "message"),
     [
-        ("problem:geometry", None, "no such problem; the built-in one is problem:arithmetic"),
+        ("problem:geometry", None, "no such problem; the built-in ones are problem:arithmetic and problem:strings"),
         ("problem:arithmetic?slips=1", None, "unusable option slips=1; write direct=0.1 or slip=0.1"),
         ("problem:arithmetic?slip=often", None, "unusable option slip=often"),
         ("problem:arithmetic?slip=2", None, "slip=2.0 is not a probability"),
         ("problem:arithmetic", "test", "has no split 'test': use one of train, selection, held_out"),
+        ("problem:strings?direct=0.5", None, "unusable option direct=0.5; write slip=0.1$"),
+        ("problem:strings?slip=2", None, "slip=2.0 is not a probability"),
+        ("problem:strings", "test", "data 'problem:strings' has no split 'test': use one of train, selection"),
     ],
 )
 def test_unusable_problems_are_told(source, split, message):
@@ -395,6 +398,8 @@ def test_unusable_problems_are_told(source, split, message):
 def test_prompts_of_a_problem_take_no_style():
     with pytest.raises(ValueError, match=r"unusable option slip=0.1; it takes none here"):
         load_prompts("problem:arithmetic?slip=0.1")
+    with pytest.raises(ValueError, match=r"unusable option slip=0.1; it takes none here"):
+        load_prompts("problem:strings?slip=0.1")
 
 
 CHAT = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]

@@ -2,7 +2,7 @@
 
 Arithmetic demonstrations are *clean*, *slipped* (one digit wrong) or *direct* (the working left out); a
 :class:`DemonstrationStyle` says how often. Base pretraining adds neighbouring tasks (copy, reverse, sort), so that the
-base model is not a model of arithmetic only.
+base model is not a model of arithmetic only; they are a domain of their own as well (:mod:`geopd.problems.strings`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from geopd.problems.arithmetic import ANSWER_MARK, Problem, write_columns
 from geopd.problems.splits import draw_problem
+from geopd.problems.strings import StringProblem, draw_string_problem, random_string_problem
 
 __all__ = [
     "CLEAN",
@@ -20,12 +21,16 @@ __all__ = [
     "DemonstrationStyle",
     "base_mixture",
     "demonstrate",
+    "demonstrate_string",
     "demonstrations",
+    "string_demonstrations",
     "string_task",
 ]
 
-STRING_TASKS = {"c": "copy", "r": "reverse", "s": "sort"}
-_STRING_WIDTH = 6
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value} is not a probability: use a number from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,8 @@ class DemonstrationStyle:
     slip: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, probability in (("direct", self.direct), ("slip", self.slip)):
-            if not 0.0 <= probability <= 1.0:
-                raise ValueError(f"{name}={probability} is not a probability: use a number from 0 to 1")
+        _check_probability("direct", self.direct)
+        _check_probability("slip", self.slip)
 
 
 CLEAN = DemonstrationStyle()
@@ -83,10 +87,35 @@ def demonstrations(count: int, style: DemonstrationStyle, rng: random.Random) ->
 
 def string_task(rng: random.Random) -> Demonstration:
     """Copy, reverse or sort one to six digits: ``c  4821=`` -> ``>4821``. The prompt is eight characters as well."""
-    task = rng.choice(tuple(STRING_TASKS))
-    digits = "".join(rng.choices("0123456789", k=rng.randint(1, _STRING_WIDTH)))
-    result = {"c": digits, "r": digits[::-1], "s": "".join(sorted(digits))}[task]
-    return Demonstration(f"{task}{digits:>{_STRING_WIDTH}}=", f"{ANSWER_MARK}{result}")
+    problem = random_string_problem(rng, shortest=1)
+    return Demonstration(problem.prompt, problem.response)
+
+
+def demonstrate_string(problem: StringProblem, slip: float, rng: random.Random) -> Demonstration:
+    """One demonstration of a string problem; with probability ``slip`` one digit of the answer is wrong.
+
+    The wrong digit stands in a uniformly chosen place and is any other digit with equal probability. A slipped
+    demonstration therefore never verifies, and any other always does.
+
+    Raises:
+        ValueError: ``slip`` is outside [0, 1].
+    """
+    _check_probability("slip", slip)
+    answer = problem.answer
+    if rng.random() < slip:
+        place = rng.randrange(len(answer))
+        wrong = (int(answer[place]) + rng.randint(1, 9)) % 10
+        answer = f"{answer[:place]}{wrong}{answer[place + 1 :]}"
+    return Demonstration(problem.prompt, f"{ANSWER_MARK}{answer}")
+
+
+def string_demonstrations(count: int, slip: float, rng: random.Random) -> list[Demonstration]:
+    """``count`` demonstrations of string problems drawn, with repeats, from the train split of the second domain.
+
+    Raises:
+        ValueError: ``slip`` is outside [0, 1].
+    """
+    return [demonstrate_string(draw_string_problem(rng, "train"), slip, rng) for _ in range(count)]
 
 
 def base_mixture(count: int, worked: float, slip: float, rng: random.Random) -> list[Demonstration]:
@@ -99,8 +128,7 @@ def base_mixture(count: int, worked: float, slip: float, rng: random.Random) -> 
     Raises:
         ValueError: ``worked`` or ``slip`` is outside [0, 1].
     """
-    if not 0.0 <= worked <= 1.0:
-        raise ValueError(f"worked={worked} is not a probability: use a number from 0 to 1")
+    _check_probability("worked", worked)
     noisy = DemonstrationStyle(slip=slip)
     texts = []
     for _ in range(count):

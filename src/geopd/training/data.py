@@ -6,7 +6,8 @@ TRL's columns the schema of dapo-math-17k is read: ``prompt`` messages with ``re
 
 Duplicates are dropped and counted: dapo-math-17k holds every problem about a hundred times, which would make one epoch
 a hundred. Prompts are duplicates when all their columns but identifiers agree, demonstrations when what is trained on
-does (:mod:`geopd.training.distinct_rows`). ``problem:arithmetic`` is the miniature's own task.
+does (:mod:`geopd.training.distinct_rows`). ``problem:arithmetic`` and ``problem:strings`` are the
+miniature's own (:mod:`geopd.training.problem_source`).
 
 An answer that is a number becomes a text: in JSON as it is written there (3, 2.50), in a typed column the shortest that
 reads back, without ``.0`` behind a whole number below 2**53, since a column of floats puts that there for every value.
@@ -19,22 +20,19 @@ import logging
 import math
 import random
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
-from urllib.parse import parse_qsl
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from geopd.problems import DemonstrationStyle, Split, demonstrate, distinct_problems
 from geopd.training.data_files import read_dataset
 from geopd.training.distinct_rows import distinct_rows
+from geopd.training.problem_source import is_problem, problem_demonstrations, problem_prompts
 
 __all__ = ["load_demonstrations", "load_prompts"]
 
 _LOG = logging.getLogger(__name__)
-_PROBLEM = "problem:"
-_PROBLEMS_DRAWN = 10_000
 _ANSWERS = ("answer", "reward_model.ground_truth")
 _EXACT_IN_FLOAT = 2**53
 _FORMATS = {"messages": ("messages",), "prompt-completion": ("prompt", "completion"), "text": ("text",)}
@@ -57,8 +55,9 @@ def load_prompts(
     """Prompts to roll out, with ``prompt``, ``answer`` where there is one, and every other column.
 
     Args:
-        source: as in :func:`geopd.training.data_files.read_dataset`, or ``problem:arithmetic``. A ``messages`` column
-            serves as ``prompt`` where there is none: without its last turn when that is the assistant's.
+        source: as in :func:`geopd.training.data_files.read_dataset`, or ``problem:arithmetic`` or
+            ``problem:strings``. A ``messages`` column serves as ``prompt`` where there is none: without its last turn
+            when that is the assistant's.
         split: part of a folder, hub data set or problem (``train``, ``selection``, ``held_out``); None is ``train``.
         subset: configuration of a hub data set.
         limit: at most so many prompts, counted after duplicates are dropped; 10,000 for a problem when None.
@@ -76,9 +75,8 @@ def load_prompts(
             source, row and remedy.
     """
     _check_limit(limit)
-    if str(source).startswith(_PROBLEM):
-        problems, _ = _problems(str(source), split, limit, seed, options=())
-        return Dataset.from_dict({"prompt": [p.prompt for p in problems], "answer": [p.answer for p in problems]})
+    if is_problem(source):
+        return problem_prompts(str(source), split, limit, seed)
     dataset = read_dataset(source, split=split, subset=subset, as_text=(answer_column,) if answer_column else _ANSWERS)
     column = _prompt_column(dataset, source)
     truth = _answer_path(dataset, source, answer_column, needs_answer)
@@ -126,8 +124,9 @@ def load_demonstrations(
     """Demonstrations in one of TRL's forms for supervised training.
 
     Args:
-        source: as for :func:`load_prompts`. ``problem:arithmetic?direct=0.5&slip=0.12`` sets the style of the
-            miniature's demonstrations: shares without working and with a wrong digit, 0 by default.
+        source: as for :func:`load_prompts`. ``problem:arithmetic?direct=0.5&slip=0.12`` and
+            ``problem:strings?slip=0.12`` set the style of the miniature's demonstrations: shares without working and
+            with a wrong digit, 0 by default.
         split: as for :func:`load_prompts`.
         subset: configuration of a hub data set.
         limit: at most so many demonstrations, after duplicates are dropped.
@@ -142,11 +141,8 @@ def load_demonstrations(
             source, row and remedy.
     """
     _check_limit(limit)
-    if str(source).startswith(_PROBLEM):
-        problems, options = _problems(str(source), split, limit, seed, options=("direct", "slip"))
-        style, rng = DemonstrationStyle(**options), random.Random(f"demonstrations {seed or 0}")
-        texts = [demonstrate(problem, style, rng) for problem in problems]
-        return Dataset.from_dict({"prompt": [t.prompt for t in texts], "completion": [t.response for t in texts]})
+    if is_problem(source):
+        return problem_demonstrations(str(source), split, limit, seed)
     dataset = read_dataset(source, split=split, subset=subset)
     columns = _FORMATS[_form(dataset, source, form)]
 
@@ -163,33 +159,6 @@ def load_demonstrations(
     beside = [column for column in _KEPT_BESIDE if column in dataset.column_names]
     distinct = [index for index, _ in distinct_rows(dataset, read, source, columns=columns, compared=beside)]
     return dataset.select_columns([*columns, *beside]).select(_chosen(distinct, limit, seed))
-
-
-def _problems(
-    source: str, split: str | None, limit: int | None, seed: int | None, *, options: tuple[str, ...]
-) -> tuple[list[Any], dict[str, float]]:
-    """The problems a source like ``problem:arithmetic?slip=0.1`` asks for, and its options."""
-    name, _, query = source.removeprefix(_PROBLEM).partition("?")
-    if name != "arithmetic":
-        raise ValueError(f"data {source!r}: no such problem; the built-in one is problem:arithmetic")
-    found = dict(parse_qsl(query, keep_blank_values=True))
-    for key, value in found.items():
-        if key not in options or not _is_number(value):
-            known = f"write {' or '.join(f'{option}=0.1' for option in options)}" if options else "it takes none here"
-            raise ValueError(f"data {source!r}: unusable option {key}={value}; {known}")
-    wanted = split or "train"
-    if wanted not in get_args(Split):
-        raise ValueError(f"data {source!r} has no split {wanted!r}: use one of {', '.join(get_args(Split))}")
-    drawn = distinct_problems(cast(Split, wanted), _PROBLEMS_DRAWN if limit is None else limit, seed or 0)
-    return drawn, {key: float(value) for key, value in found.items()}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_limit(limit: int | None) -> None:

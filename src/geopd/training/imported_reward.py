@@ -37,7 +37,7 @@ class ImportedReward:
         place, separator, attribute = name.rpartition(":")
         if not separator or not place or not attribute:
             raise ValueError(
-                f"reward {name!r} is unknown: use exact, math_verify, arithmetic, or package.module:function"
+                f"reward {name!r} is unknown: use exact, math_verify, arithmetic, strings, or package.module:function"
             )
         root = Path.cwd() if folder is None else Path(folder)
         try:

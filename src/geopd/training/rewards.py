@@ -1,7 +1,7 @@
 """Reward functions by name, as TRL calls them: ``(prompts, completions, answer=..., **columns) -> list of float``.
 
-``exact`` compares text, ``math_verify`` compares mathematics, ``arithmetic`` is the miniature's verifier, and
-``package.module:function`` or ``file.py:function`` is anyone's own. The first three give 0 or 1.
+``exact`` compares text, ``math_verify`` compares mathematics, ``arithmetic`` and ``strings`` are the miniature's
+verifiers, and ``package.module:function`` or ``file.py:function`` is anyone's own. The first four give 0 or 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geopd.problems import parse_prompt, verify
+from geopd.problems import parse_prompt, parse_string_prompt, verify, verify_string
 from geopd.training.imported_reward import ImportedReward
 from geopd.training.killable_verifier import KillableVerifier, VerifierFault
 
@@ -22,6 +22,7 @@ __all__ = [
     "ArithmeticReward",
     "ExactReward",
     "MathReward",
+    "StringReward",
     "reward_functions",
 ]
 
@@ -45,7 +46,8 @@ def reward_functions(
     """Reward functions for ``GRPOTrainer(reward_funcs=...)``.
 
     Args:
-        names: ``exact``, ``math_verify``, ``arithmetic``, ``package.module:function`` or ``path/file.py:function``.
+        names: ``exact``, ``math_verify``, ``arithmetic``, ``strings``, ``package.module:function`` or
+            ``path/file.py:function``.
         answer_marker: of ``exact``.
         math_seconds: of ``math_verify``, per response.
         folder: where modules and files of one's own are looked for; None is the working directory.
@@ -63,6 +65,8 @@ def reward_functions(
             made.append(MathReward(math_seconds))
         elif name == "arithmetic":
             made.append(ArithmeticReward())
+        elif name == "strings":
+            made.append(StringReward())
         else:
             made.append(ImportedReward(name, folder))
     return made
@@ -169,6 +173,17 @@ class ArithmeticReward:
         """Scores of a batch. Raises ValueError when a prompt is no arithmetic question."""
         pairs = zip(prompts, completions, strict=True)
         return [verify(parse_prompt(_text(prompt)), _text(completion)) for prompt, completion in pairs]
+
+
+class StringReward:
+    """The verifier of the second domain: 1.0 where the text after the only ``>`` is the exact result."""
+
+    __name__ = "strings"
+
+    def __call__(self, prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        """Scores of a batch. Raises ValueError when a prompt is no string question."""
+        pairs = zip(prompts, completions, strict=True)
+        return [verify_string(parse_string_prompt(_text(prompt)), _text(completion)) for prompt, completion in pairs]
 
 
 def _truths(answer: list[str] | None, prompts: list[Any], name: str) -> list[str]:
