@@ -44,7 +44,7 @@ TINY = Scale(
 def twice(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
     for folder in folders:
-        train_stages(TINY, folder, seed=0, quiet=True)
+        train_stages(TINY, folder, quiet=True)
     return folders
 
 

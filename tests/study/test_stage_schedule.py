@@ -12,7 +12,7 @@ from geopd.study.outcome import study_notes, write_notes
 from geopd.study.recipe import CORE, QUICK
 from geopd.study.run import run_study
 from geopd.study.schedule import Schedule, StageFailedError, read_marker
-from geopd.study.stages import Parent, Phase, Scale, Stage, stage_from_json, stage_key, stage_seed
+from geopd.study.stages import Locked, Parent, Phase, Scale, Stage, stage_from_json, stage_key, stage_seed
 from geopd.training import ModelShape, OptimiserSettings
 
 # Writes the marker as a stage would, a line to a shared journal, and obeys two switches in the stage's learning rate.
@@ -65,15 +65,20 @@ def scale(rate=1.0, child_rate=1.0):
     return Scale("test", "A test.", stages, ("opd", "rlvr"))
 
 
+class StandIns:
+    """A launcher of stand-ins, each a process of its own."""
+
+    def start(self, folder):
+        with (folder / "log.txt").open("wb") as log:
+            command = [sys.executable, "-S", "-c", STAND_IN, str(folder)]
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def close(self):
+        pass
+
+
 def run(chosen, folder, workers=2, **kwargs):
-    schedule = Schedule(
-        chosen,
-        folder / "stages",
-        0,
-        workers,
-        command=lambda f: [sys.executable, "-S", "-c", STAND_IN, str(f)],
-        **kwargs,
-    )
+    schedule = Schedule(chosen, folder / "stages", workers, launcher=StandIns(), **kwargs)
     schedule.run()
     return schedule
 
@@ -195,12 +200,13 @@ def test_core_evaluates_enough_held_out_problems():
 
 def test_keys_follow_what_decides_a_result():
     base = stage("base")
-    key = stage_key(base, 0, [])
-    assert key == stage_key(replace(base, cost=7.0), 0, [])
-    assert key != stage_key(base, 1, [])
-    assert key != stage_key(replace(base, batch=32), 0, [])
-    assert key != stage_key(base, 0, [{"key": "a", "weights": "b"}])
-    assert len({stage_seed(s, seed) for s in CORE.stages for seed in range(3)}) == 18
+    key = stage_key(base, [])
+    assert key == stage_key(replace(base, cost=7.0), [])
+    assert key != stage_key(replace(base, seed=1), [])
+    assert key != stage_key(replace(base, batch=32), [])
+    assert key != stage_key(base, [{"key": "a", "weights": "b"}])
+    assert len({stage_seed(replace(s, seed=seed)) for s in CORE.stages for seed in range(3)}) == 18
+    assert stage_seed(replace(base, name="other", draws="base")) == stage_seed(base)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +217,7 @@ def test_keys_follow_what_decides_a_result():
         ({"phases": (Phase(1, "arithmetic"),)}, "add up to 2"),
         ({"saved": (2, 1)}, "must ascend"),
         ({"saved": (1,)}, "end at 2"),
+        ({"locked": Locked("update", 4)}, "needs an origin and weight decay 0"),
     ],
 )
 def test_contradictory_stages_are_refused(change, match):
@@ -223,6 +230,8 @@ def test_scales_refuse_unknown_parents_and_measured_stages():
         Scale("x", "", (stage("sft", "base"),), ())
     with pytest.raises(ValueError, match="unknown stages"):
         Scale("x", "", (stage("base"),), ("opd",))
+    with pytest.raises(ValueError, match="a stage twice"):
+        Scale("x", "", (stage("base"), stage("base")), ())
 
 
 def test_a_second_study_in_the_same_folder_is_refused(tmp_path):
@@ -236,12 +245,16 @@ def test_a_second_study_in_the_same_folder_is_refused(tmp_path):
         run_study("huge", tmp_path)
 
 
+def with_seeds(chosen, seed):
+    return replace(chosen, stages=tuple(replace(s, seed=seed) for s in chosen.stages))
+
+
 def test_notes_say_what_the_miniature_is(tmp_path):
     run(scale(), tmp_path)
-    notes = study_notes(scale(), tmp_path / "stages", seed=4)
+    notes = study_notes(with_seeds(scale(), 4), tmp_path / "stages")
     assert {"title", "text"} == set(notes[0])
     text = json.dumps(notes)
-    for said in ("p/8", "p/64", "Seed 4", "8B", "| opd | sft at step 2 |"):
+    for said in ("p/8", "p/64", "Seeds 4", "8B", "| opd | sft at step 2 |"):
         assert said in text
     path = write_notes(tmp_path, notes)
     assert json.loads(path.read_text()) == notes

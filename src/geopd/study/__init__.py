@@ -5,22 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geopd.study.outcome import StudyOutcome
-    from geopd.study.recipe import SCALES
     from geopd.study.run import run_study, train_stages
     from geopd.study.schedule import StageFailedError
     from geopd.study.stages import Scale, Stage
+    from geopd.study.whole import SCALES, scale_of
 
 _MODULE_OF = {
-    "SCALES": "recipe",
+    "SCALES": "whole",
     "Scale": "stages",
     "Stage": "stages",
     "StageFailedError": "schedule",
     "StudyOutcome": "outcome",
     "run_study": "run",
+    "scale_of": "whole",
     "train_stages": "run",
 }
 
-__all__ = ["SCALES", "Scale", "Stage", "StageFailedError", "StudyOutcome", "run_study", "train_stages"]
+__all__ = ["SCALES", "Scale", "Stage", "StageFailedError", "StudyOutcome", "run_study", "scale_of", "train_stages"]
 
 
 def __getattr__(name: str) -> Any:

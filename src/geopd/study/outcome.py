@@ -9,9 +9,19 @@ from typing import Any
 
 from geopd.checkpoints import write_whole
 from geopd.study.schedule import read_marker
-from geopd.study.stages import Phase, Scale, Stage
+from geopd.study.stage_evaluation import GRADIENTS
+from geopd.study.stages import Phase, Scale, Stage, stage_folder
 
-__all__ = ["PRINCIPAL_RANK", "ROTATION_K", "SIMILARITY_K", "StudyOutcome", "study_notes", "write_notes"]
+__all__ = [
+    "PRINCIPAL_RANK",
+    "ROTATION_K",
+    "SIMILARITY_K",
+    "StudyOutcome",
+    "study_notes",
+    "write_costs",
+    "write_gradients",
+    "write_notes",
+]
 
 # Fixed before any result was seen: the matrices are small, so the paper's 512 and 64 would cover them whole.
 ROTATION_K = "p/8"
@@ -42,26 +52,18 @@ class StudyOutcome:
     seconds: float
 
 
-def study_notes(scale: Scale, stages: Path, seed: int) -> list[dict[str, str]]:
+def study_notes(scale: Scale, stages: Path) -> list[dict[str, str]]:
     """The paragraphs about the miniature that belong in its report."""
     notes = [
         {
             "title": f"Scale {scale.name}",
             "text": (
-                f"{scale.about} Seed {seed}. A model of fewer than a million parameters learns to add and subtract "
-                "numbers of up to three digits by writing out the working. The teacher is a wider model trained from "
-                "scratch on clean working."
+                f"{scale.about} Seeds {', '.join(map(str, scale.seeds))}. A model of fewer than a million parameters "
+                "learns to add and subtract numbers of up to three digits by writing out the working. The teacher is "
+                "a wider model trained from scratch on clean working; all seeds share it."
             ),
         },
-        {
-            "title": "What this cannot say",
-            "text": (
-                "One seed draws one base and one anchor, so no interval here covers what another draw would change: "
-                "verdicts that need replicates stay unresolved, and a verdict of one run is an observation. The sizes "
-                "are four orders of magnitude below the paper's, training is in fp32, and the task is one. Nothing "
-                "here says anything about an 8B model; the same report on real checkpoints does."
-            ),
-        },
+        {"title": "What this cannot say", "text": _limits(scale)},
         {
             "title": "Fixed before looking",
             "text": (
@@ -81,7 +83,52 @@ def study_notes(scale: Scale, stages: Path, seed: int) -> list[dict[str, str]]:
             ),
         },
     ]
+    if scale.ends:
+        notes.append({"title": "Projection arms", "text": _ARMS})
     return [*notes, {"title": "Stages", "text": _stage_table(scale, stages)}]
+
+
+_ARMS = (
+    "Behind about a fifth of training a run goes on with a fresh optimiser, without weight decay, with nothing but the "
+    "layers' matrices in training, and free or confined to a subspace: the leading K directions of its own update so "
+    "far (v), of the origin's weights (origin), or random ones. Gradient mode projects the gradient, adapter mode "
+    "confines the step itself. All arms of a run see the same data. K = 16 of 128 directions is a loose bottleneck; "
+    "K = 4 is the counterpart of the paper's 16 of 4096."
+)
+
+
+def _limits(scale: Scale) -> str:
+    draws = (
+        "One seed draws one base and one anchor, so no interval here covers what another draw would change: verdicts "
+        "that need replicates stay unresolved, and a verdict of one run is an observation. "
+        if len(scale.seeds) == 1
+        else "Intervals are over seeds, each with its own base and anchor; what has one seed says so. "
+    )
+    return draws + (
+        "The sizes are four orders of magnitude below the paper's, training is in fp32, and the task is one. Nothing "
+        "here says anything about an 8B model; the same report on real checkpoints does."
+    )
+
+
+def write_costs(results: Path, scale: Scale, stages: Path) -> Path:
+    """Write ``costs.json``: what every stage took, in seconds, bytes and tokens trained on."""
+    rows = []
+    for stage in scale.stages:
+        marker = read_marker(stages, stage.name)
+        if marker is not None:
+            identity = {"stage": stage.name, "paradigm": stage.paradigm, "seed": stage.seed, "tags": stage.tags}
+            rows.append(identity | {"steps": stage.optimiser.steps} | marker["usage"])
+    return write_whole(results / "costs.json", json.dumps(rows, indent=1) + "\n")
+
+
+def write_gradients(results: Path, scale: Scale, stages: Path) -> Path:
+    """Write ``gradients.json``: the gradient covariances of all seeds; an empty list where none was asked for."""
+    rows = []
+    for stage in scale.stages:
+        path = stage_folder(stages, stage.name) / GRADIENTS
+        if stage.evaluation.gradients and path.is_file():
+            rows += [{"seed": stage.seed} | row for row in json.loads(path.read_text(encoding="utf-8"))]
+    return write_whole(results / GRADIENTS, json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 def write_notes(results: Path, notes: list[dict[str, str]]) -> Path:
@@ -117,12 +164,25 @@ def _training(stage: Stage) -> str:
     if stage.on_policy is not None:
         rollouts = stage.on_policy
         teacher = f", teacher: {stage.teacher.stage} at step {stage.teacher.step}" if stage.teacher else ""
-        return f"{settings}; {rollouts.prompts} prompts x {rollouts.samples} samples, alpha {rollouts.alpha:g}{teacher}"
+        signal = "".join(f", {key} {value}" for key, value in stage.tags.items() if stage.locked is None)
+        return (
+            f"{settings}; {rollouts.prompts} prompts x {rollouts.samples} samples, alpha {rollouts.alpha:g}"
+            f"{signal}{teacher}{_confined(stage)}"
+        )
     phases = ", then ".join(_phase(phase) for phase in stage.phases)
-    return f"{settings}; batches of {stage.batch}: {phases}"
+    return f"{settings}; batches of {stage.batch}: {phases}{_confined(stage)}"
+
+
+def _confined(stage: Stage) -> str:
+    locked = stage.locked
+    if locked is None:
+        return ""
+    return "; free" if locked.basis == "none" else f"; {locked.basis} subspace, K {locked.k}, {locked.mode} mode"
 
 
 def _phase(phase: Phase) -> str:
     if phase.source == "mixture":
         return f"{phase.steps} steps of the mixture with {phase.worked:.0%} worked arithmetic, slips {phase.slip:.0%}"
+    if phase.source == "strings":
+        return f"{phase.steps} steps of string tasks, slips {phase.slip:.0%}"
     return f"{phase.steps} steps of demonstrations, {phase.direct:.0%} without working, slips {phase.slip:.0%}"

@@ -13,6 +13,7 @@ from geopd.study.stages import Scale
 __all__ = ["StudyDisplay"]
 
 _SPEED_WINDOW_SECONDS = 120.0
+_FEW_STAGES = 12
 
 
 class StudyDisplay:
@@ -30,7 +31,7 @@ class StudyDisplay:
         self.costs = {stage.name: stage.cost for stage in scale.stages}
         self.console = console or Console(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<26}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
@@ -60,6 +61,9 @@ class StudyDisplay:
             if name not in self.tasks:
                 self.tasks[name] = self.progress.add_task(name, total=1.0, note="")
             note = "already finished" if status.state == "resumed" else status.doing
-            self.progress.update(self.tasks[name], completed=status.share, note=note)
+            # many stages would fill the terminal: then only those under way are shown
+            shown = len(statuses) <= _FEW_STAGES or status.share < 1.0
+            self.progress.update(self.tasks[name], completed=status.share, note=note, visible=shown)
         done = sum(self.costs[name] * status.share for name, status in statuses.items())
-        self.progress.update(self.total, completed=done)
+        finished = sum(status.share >= 1.0 for status in statuses.values())
+        self.progress.update(self.total, completed=done, note=f"{finished} of {len(statuses)} stages, time left")

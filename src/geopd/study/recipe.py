@@ -1,4 +1,4 @@
-"""The miniature's stages as data, at each scale.
+"""The stages of one seed as data: the miniature itself, and a quick one that only walks the path.
 
 Settings were chosen by accuracy on the selection split and by time, never by the geometry they give; the figures are in
 ``docs/log.md``. Adam's epsilon, betas and weight decay are equal for every paradigm that is compared.
@@ -6,16 +6,20 @@ Settings were chosen by accuracy on the selection split and by time, never by th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from geopd.study.stages import EvaluationPlan, OnPolicy, Parent, Phase, Scale, Stage
 from geopd.training.language_model import ModelShape
 from geopd.training.settings import OptimiserSettings
 
-__all__ = ["CORE", "MAX_NEW_TOKENS", "QUICK", "SCALES"]
+__all__ = ["CORE", "MAX_NEW_TOKENS", "QUICK"]
 
 MAX_NEW_TOKENS = 12
 STUDENT = ModelShape(hidden=128, layers=4, heads=4, key_value_heads=2, intermediate=384)
 TEACHER = ModelShape(hidden=192, layers=4, heads=6, key_value_heads=2, intermediate=576)
 MEASURED = ("sft", "opd", "rlvr", "sft_continued")
+RUN = EvaluationPlan(divergence=100)
+"""What is evaluated behind a measured run."""
 
 CORE = Scale(
     name="core",
@@ -46,6 +50,7 @@ CORE = Scale(
             optimiser=OptimiserSettings(450, 5e-4, "cosine_to_tenth", warmup_steps=45),
             phases=(Phase(450, "arithmetic", direct=0.5, slip=0.12),),
             saved=(25, 50, 100, 150, 250, 350, 450),
+            evaluation=RUN,
             cost=75,
         ),
         Stage(
@@ -56,6 +61,7 @@ CORE = Scale(
             optimiser=OptimiserSettings(160, 3e-5),
             on_policy=OnPolicy(alpha=1.0, prompts=32, samples=4),
             saved=(20, 40, 60, 80, 120, 160),
+            evaluation=RUN,
             cost=105,
         ),
         Stage(
@@ -65,6 +71,7 @@ CORE = Scale(
             optimiser=OptimiserSettings(240, 3e-5),
             on_policy=OnPolicy(alpha=0.0, prompts=16, samples=8),
             saved=(20, 40, 80, 120, 160, 240),
+            evaluation=RUN,
             cost=105,
         ),
         Stage(
@@ -76,6 +83,7 @@ CORE = Scale(
             batch=128,
             phases=(Phase(160, "arithmetic"),),
             saved=(20, 40, 60, 80, 120, 160),
+            evaluation=RUN,
             cost=60,
         ),
     ),
@@ -83,6 +91,7 @@ CORE = Scale(
 )
 
 _QUICK_EVALUATION = EvaluationPlan(selection=100, held_out=200)
+_QUICK_RUN = replace(_QUICK_EVALUATION, divergence=20)
 _QUICK_STUDENT = ModelShape(hidden=64, layers=2, heads=2, key_value_heads=1, intermediate=128)
 _QUICK_TEACHER = ModelShape(hidden=96, layers=2, heads=3, key_value_heads=1, intermediate=192)
 
@@ -117,7 +126,7 @@ QUICK = Scale(
             optimiser=OptimiserSettings(50, 5e-4, "cosine_to_tenth", warmup_steps=5),
             phases=(Phase(50, "arithmetic", direct=0.5, slip=0.12),),
             saved=(5, 10, 20, 35, 50),
-            evaluation=_QUICK_EVALUATION,
+            evaluation=_QUICK_RUN,
             cost=11,
         ),
         Stage(
@@ -128,7 +137,7 @@ QUICK = Scale(
             optimiser=OptimiserSettings(15, 1e-4, warmup_steps=2),
             on_policy=OnPolicy(alpha=1.0, prompts=16, samples=4, pool=500),
             saved=(3, 6, 9, 12, 15),
-            evaluation=_QUICK_EVALUATION,
+            evaluation=_QUICK_RUN,
             cost=13,
         ),
         Stage(
@@ -138,7 +147,7 @@ QUICK = Scale(
             optimiser=OptimiserSettings(15, 1e-4, warmup_steps=2),
             on_policy=OnPolicy(alpha=0.0, prompts=8, samples=8, pool=500),
             saved=(3, 6, 9, 12, 15),
-            evaluation=_QUICK_EVALUATION,
+            evaluation=_QUICK_RUN,
             cost=13,
         ),
         Stage(
@@ -149,11 +158,9 @@ QUICK = Scale(
             batch=64,
             phases=(Phase(15, "arithmetic"),),
             saved=(3, 6, 9, 12, 15),
-            evaluation=_QUICK_EVALUATION,
+            evaluation=_QUICK_RUN,
             cost=10,
         ),
     ),
     measured=MEASURED,
 )
-
-SCALES = {scale.name: scale for scale in (QUICK, CORE)}

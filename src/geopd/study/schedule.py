@@ -1,36 +1,28 @@
 """Run a study's stages in the order their parents allow, two processes at a time, and resume where a run stopped.
 
 A stage is written in ``stages/.<name>.partial`` and renamed to ``stages/<name>`` behind its marker ``finished.json``.
-The marker's key digests the stage's settings, the seed, and the keys and weights of its parents: the same key is not
+The marker's key digests the stage's settings and the keys and weights of its parents: the same key is not
 run twice, another key (or none) runs the stage again and, through the keys, whatever depends on it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from geopd.study.stage_server import Launcher, StageProcess, StageServer
 from geopd.study.stages import Scale, Stage, partial_folder, stage_folder, stage_key
 
-__all__ = ["Schedule", "StageFailedError", "StageStatus", "read_marker"]
+__all__ = ["Schedule", "StageFailedError", "StageStatus", "predicted_minutes", "read_marker"]
 
 _POLL_SECONDS = 0.2
 _TERMINATION_SECONDS = 5.0
-_STAGE_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # The study is a CPU study: a GPU would be slower at these sizes, and several would be refused by the trainer.
-    "CUDA_VISIBLE_DEVICES": "",
-}
+_MEASURING_SECONDS = 2.0  # core-seconds a checkpoint, claims and report included
 
 
 class StageFailedError(RuntimeError):
@@ -68,9 +60,21 @@ def read_marker(stages: Path, name: str) -> dict[str, Any] | None:
     return content
 
 
-def stage_command(folder: Path) -> list[str]:
-    """The process that runs the stage described in a folder."""
-    return [sys.executable, "-m", "geopd.study.stage", str(folder), str(os.getpid())]
+def work_behind(scale: Scale) -> dict[str, float]:
+    """By stage: expected core-seconds of the longest chain of stages that begins with it."""
+    behind: dict[str, float] = {}
+    for stage in reversed(scale.stages):  # parents come before children
+        behind[stage.name] = stage.cost + behind.get(stage.name, 0.0)
+        for parent in stage.parents:
+            behind[parent.stage] = max(behind.get(parent.stage, 0.0), behind[stage.name])
+    return behind
+
+
+def predicted_minutes(scale: Scale, workers: int = 2) -> float:
+    """Expected minutes of a scale on idle cores: training and evaluation, measuring, claims and report."""
+    checkpoints = sum(len(stage.saved) for stage in scale.stages if stage.name in scale.measured) + len(scale.ends)
+    training = max(sum(stage.cost for stage in scale.stages) / workers, max(work_behind(scale).values()))
+    return (training + checkpoints * _MEASURING_SECONDS / workers) / 60
 
 
 @dataclass
@@ -80,23 +84,23 @@ class Schedule:
     Args:
         scale: what to run.
         stages: the folder of stage folders.
-        seed: of the study.
         workers: stage processes at a time, one thread each.
         report: called with all statuses a few times a second.
-        command: the process of a stage, given its folder.
+        launcher: what starts the stages' processes; a server of its own by default.
     """
 
     scale: Scale
     stages: Path
-    seed: int
     workers: int = 2
     report: Callable[[dict[str, StageStatus]], None] | None = None
-    command: Callable[[Path], list[str]] = stage_command
+    launcher: Launcher | None = None
     statuses: dict[str, StageStatus] = field(init=False)
-    _running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = field(init=False, default_factory=dict)
+    _behind: dict[str, float] = field(init=False)
+    _running: dict[str, StageProcess] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.statuses = {stage.name: StageStatus() for stage in self.scale.stages}
+        self._behind = work_behind(self.scale)
 
     def run(self) -> None:
         """Finish every stage. On any exception, Ctrl-C included, the running processes are ended first.
@@ -119,21 +123,16 @@ class Schedule:
     def _start_ready(self) -> None:
         """Start, or recognise as finished, every stage whose parents are finished, longest line of work first."""
         waiting = [stage for stage in self.scale.stages if self.statuses[stage.name].state == "waiting"]
-        for stage in sorted(waiting, key=self._work_behind, reverse=True):
+        for stage in sorted(waiting, key=lambda stage: self._behind[stage.name], reverse=True):
             if len(self._running) >= self.workers:
                 return
             if all(self.statuses[parent.stage].share >= 1.0 for parent in stage.parents):
-                key = stage_key(stage, self.seed, [self._parent_identity(stage, i) for i in range(len(stage.parents))])
+                key = stage_key(stage, [self._parent_identity(stage, i) for i in range(len(stage.parents))])
                 marker = read_marker(self.stages, stage.name)
                 if marker is not None and marker["key"] == key:
                     self.statuses[stage.name] = StageStatus(1.0, "resumed")
                 else:
                     self._start(stage, key)
-
-    def _work_behind(self, stage: Stage) -> float:
-        """Expected core-seconds of the longest chain of stages that begins with this one."""
-        children = [s for s in self.scale.stages if any(parent.stage == stage.name for parent in s.parents)]
-        return stage.cost + max((self._work_behind(child) for child in children), default=0.0)
 
     def _parent_identity(self, stage: Stage, index: int) -> dict[str, Any]:
         parent = stage.parents[index]
@@ -146,35 +145,23 @@ class Schedule:
         folder = partial_folder(self.stages, stage.name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        parents = {"start": stage.start, "teacher": stage.teacher}
         description = {
             "stage": stage.settings(),
-            "seed": self.seed,
             "key": key,
             # Relative to the stage's folder, whose siblings the parents are: the study can be moved as a whole.
-            "parents": {role: f"../{p.stage}/checkpoint-{p.step}" for role, p in parents.items() if p is not None},
+            "parents": {role: f"../{p.stage}/checkpoint-{p.step}" for role, p in stage.roles.items()},
         }
         (folder / "stage.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        log = (folder / "log.txt").open("wb")
-        process = subprocess.Popen(
-            self.command(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **_STAGE_ENVIRONMENT},
-            # Its own session, so that Ctrl-C reaches the scheduler alone, which then ends its stages in order.
-            start_new_session=True,
-        )
-        self._running[stage.name] = (process, log)
+        self.launcher = self.launcher or StageServer(self.stages / ".server.log")
+        self._running[stage.name] = self.launcher.start(folder)
         self.statuses[stage.name] = StageStatus(0.0, "running", "starting")
 
     def _collect(self) -> None:
-        for name, (process, log) in list(self._running.items()):
+        for name, process in list(self._running.items()):
             code = process.poll()
             if code is None:
                 self._read_progress(name)
                 continue
-            log.close()
             del self._running[name]
             if code != 0:
                 raise StageFailedError(self._failure(name, code))
@@ -204,15 +191,16 @@ class Schedule:
         self.statuses[name] = StageStatus(1.0, "finished")
 
     def _terminate(self) -> None:
-        for process, _ in self._running.values():
+        for process in self._running.values():
             process.terminate()
-        for process, log in self._running.values():
-            try:
-                process.wait(timeout=_TERMINATION_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            log.close()
+        patience = time.monotonic() + _TERMINATION_SECONDS
+        while any(process.poll() is None for process in self._running.values()):
+            if time.monotonic() > patience:
+                for process in self._running.values():
+                    process.kill()
+            time.sleep(_POLL_SECONDS / 4)
+        if self.launcher is not None:
+            self.launcher.close()
         for name in self._running:
             shutil.rmtree(partial_folder(self.stages, name), ignore_errors=True)
         self._running.clear()

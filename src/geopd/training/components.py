@@ -81,7 +81,7 @@ def load_rows(config: TrainConfig) -> Dataset:
     data = config.data
     if data.dataset is None:
         raise ValueError(
-            "dataset is missing: name a JSONL or Parquet file, a saved folder, a hub id or problem:arithmetic"
+            "dataset is missing: name a JSONL or Parquet file, a saved folder, a hub id, problem:arithmetic or problem:strings"
         )
     common: dict[str, Any] = {
         "split": data.dataset_split,
@@ -110,12 +110,12 @@ def load_rewards(config: TrainConfig) -> list[Any]:
 
 
 def load_teacher(config: TrainConfig) -> Teacher | None:
-    """The teacher, in this process or behind its address; None where the paradigm has none.
+    """The teacher, in this process or behind its address; None where the objective has no use for one.
 
     Raises:
         ValueError: the weights cannot be loaded.
     """
-    if config.teacher is None:
+    if config.teacher is None or not config.objective.needs_teacher:
         return None
     if config.teacher.teacher_url is not None:
         return teacher_server(config)

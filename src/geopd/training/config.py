@@ -46,7 +46,7 @@ class DataArguments:
 
     dataset: str | None = field(
         default=None,
-        metadata={"help": "JSONL or Parquet file, saved folder, hub id in TRL's columns, or problem:arithmetic."},
+        metadata={"help": "JSONL or Parquet file, saved folder, hub id, problem:arithmetic or problem:strings."},
     )
     dataset_subset: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
     dataset_split: str | None = field(default=None, metadata={"help": "Part of it. Default: train."})
@@ -117,7 +117,7 @@ class RewardArguments:
     _argument_group_name = "reward"
 
     reward: list[str] | None = field(
-        default=None, metadata={"help": "Reward functions: exact, math_verify, arithmetic, or module:function."}
+        default=None, metadata={"help": "Reward functions: exact, math_verify, arithmetic, strings, or module:function."}
     )
     answer_marker: str = field(
         default=DEFAULT_ANSWER_MARKER, metadata={"help": "What precedes the final answer, for exact."}
@@ -260,7 +260,8 @@ class TrainConfig:
         if self.paradigm == "rlvr":
             return Objective(alpha=0.0)
         if isinstance(self.signal, MixArguments):
-            if not 0.0 < self.signal.alpha < 1.0:
+            # at unit root mean square each signal alone is not what opd and rlvr train on
+            if not 0.0 < self.signal.alpha < 1.0 and not self.signal.normalise:
                 raise ValueError(f"alpha={self.signal.alpha} is no mixture: train opd for 1 and rlvr for 0")
             return Objective(**vars(self.signal))
         if self.signal is None:
