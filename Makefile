@@ -5,7 +5,7 @@ OUT    ?= runs/study
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: env study test lint slow docs bench clean
+.PHONY: env study study-full test lint slow docs bench clean
 
 env: $(READY)
 
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 study: env
 	$(BIN)/geopd study --scale $(SCALE) --out $(OUT)
+
+study-full: env
+	$(BIN)/geopd study --scale full --out runs/full
 
 lint: env
 	$(BIN)/ruff check src tests benchmarks docs

@@ -226,7 +226,9 @@ def _write_manifest(stage: Stage, description: dict[str, Any], folder: Path) -> 
     write_run_manifest(folder, RunManifest(stage.paradigm, stage.seed, origin, settings, stage.tags))
 
 
-def _finish(stage: Stage, description: dict[str, Any], folder: Path, accuracy: Any, usage: dict[str, float | None]) -> None:
+def _finish(
+    stage: Stage, description: dict[str, Any], folder: Path, accuracy: Any, usage: dict[str, float | None]
+) -> None:
     from geopd.checkpoints import checkpoint_digest
 
     marker = {

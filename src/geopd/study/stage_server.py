@@ -2,8 +2,8 @@
 
 Importing torch, transformers and TRL takes about six seconds of a core, which a study of a hundred stages would pay a
 hundred times. ``python -m geopd.study.stage_server`` reads the folder of a stage per line, forks, and writes a line of
-JSON when a stage begins and when it ends. It has one thread when it forks. It ends, and with it what it forked, when
-its input closes.
+JSON when a stage begins and when it ends. Nothing has computed in it when it forks, so no thread pool is lost. It ends,
+and with it what it forked, when its input closes.
 """
 
 from __future__ import annotations
@@ -185,7 +185,6 @@ def _import_training() -> None:
     import transformers.models.qwen3.modeling_qwen3
     import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
 
-    import geopd.engine
     import geopd.study.stage
     import geopd.training.bases_of_runs
     import geopd.training.gradient_covariance
