@@ -128,6 +128,8 @@ class Expected:
             return None if angles is None else float(getattr(np, summary)(angles))
         if metric.startswith("principal_energy_"):
             return self._energy(metric.rsplit("_", 1)[1])
+        if metric.startswith("visible_mask_"):
+            return self._visible_mask(metric.rsplit("_", 1)[1])
         if asked.get("decay") == "removed":
             result: float | None = getattr(self, f"_{metric}_without_decay")()
             return result
@@ -150,6 +152,15 @@ class Expected:
         exponent = [max(math.frexp(near[i])[1] - 1, -126) if near[i] else -126 for i in moved]
         lost = sum(abs(self.dW.flat[i]) < 2.0 ** (e - 7) / 2 for i, e in zip(moved, exponent, strict=True))
         return lost / moved.size
+
+    def _visible_mask(self, kind: str) -> float | None:
+        if self.stored[1].dtype.itemsize <= 2 or np.array_equal(round_to_bf16(self.W1), self.W1) or not self.dW.any():
+            return None
+        near = np.abs(round_to_bf16(self.W0))
+        exponent = np.vectorize(lambda x: max(math.frexp(x)[1] - 1, -126) if x else -126)(near)
+        foreseen, realised = np.abs(self.dW) >= 2.0 ** (exponent - 7) / 2, self._mask("bf16")
+        total = {"jaccard": foreseen | realised, "precision": foreseen, "recall": realised}[kind].sum()
+        return float((foreseen & realised).sum() / total) if total else None
 
     def _subspace_gap(self, k: int) -> float | None:
         sigma = np.append(spectrum(self.dW), 0.0)

@@ -26,6 +26,7 @@ from geopd.diagnostics import (
     stable_rank_denoised,
     subspace_similarity,
     update_size,
+    visible_mask,
     walk,
 )
 from geopd.diagnostics.comparison import ENDS, Comparison, OriginMatrix, UpdateSubspace
@@ -94,6 +95,9 @@ CATALOGUE: tuple[Diagnostic, ...] = (
     Diagnostic(("update_norm",), "entrywise", _native, update_size.measure_norm),
     Diagnostic(("relative_update_norm",), "entrywise", _native, update_size.measure_relative_norm),
     Diagnostic((sparsity.LOST,), "entrywise", sparsity.lost_setting, sparsity.measure_lost, sparsity.nulls_lost),
+    Diagnostic(
+        visible_mask.METRICS, "entrywise", visible_mask.default_setting, visible_mask.measure, visible_mask.nulls
+    ),
     Diagnostic(rounding.METRICS, "entrywise", rounding.default_setting, rounding.measure),
     Diagnostic(decay.METRICS, "entrywise", decay.default_setting, decay.measure),
     Diagnostic(("update_operator_norm",), "update", _native, update_size.measure_operator_norm),

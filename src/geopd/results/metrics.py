@@ -31,6 +31,20 @@ _ALL = (
         "Share of the weights that moved at all whose change is under half a bf16 step: saved in bf16 it is lost.",
         "geopd",
     ),
+    *(
+        Metric(
+            f"visible_mask_{kind}",
+            f"visible changes foreseen, {kind}",
+            "share of changed entries",
+            f"{gloss} half a bf16 step is the line between a change that is seen and one that is lost.",
+            "arXiv 2606.07082, Gate III",
+        )
+        for kind, gloss in (
+            ("jaccard", "Of the weights foreseen to change visibly or that did, the share that are both:"),
+            ("precision", "Of the weights foreseen to change visibly, the share that did:"),
+            ("recall", "Of the weights that visibly changed, the share foreseen:"),
+        )
+    ),
     Metric(
         "support_jaccard",
         "coordinates shared by two runs",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from geopd.training.monitor import GeometryMonitor
     from geopd.training.objective import Objective
     from geopd.training.planning import TrainPlan
+    from geopd.training.policy_divergence import kl_to
     from geopd.training.projection import Projection
     from geopd.training.quiet import quiet_training_libraries
     from geopd.training.rewards import reward_functions
@@ -65,6 +66,7 @@ _HOME = {
     "monitor": ("GeometryMonitor",),
     "objective": ("Objective",),
     "planning": ("TrainPlan",),
+    "policy_divergence": ("kl_to",),
     "projection": ("Projection",),
     "quiet": ("quiet_training_libraries",),
     "rewards": ("reward_functions",),
@@ -109,6 +111,7 @@ __all__ = [
     "check_teacher_server",
     "clustered_mean",
     "evaluate_model",
+    "kl_to",
     "load_demonstrations",
     "load_model",
     "load_prompts",

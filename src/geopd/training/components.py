@@ -81,7 +81,7 @@ def load_rows(config: TrainConfig) -> Dataset:
     data = config.data
     if data.dataset is None:
         raise ValueError(
-            "dataset is missing: name a JSONL or Parquet file, a saved folder, a hub id, problem:arithmetic or problem:strings"
+            "dataset is missing: name a JSONL or Parquet file, a saved folder, a hub id or problem:arithmetic"
         )
     common: dict[str, Any] = {
         "split": data.dataset_split,

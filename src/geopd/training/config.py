@@ -117,7 +117,7 @@ class RewardArguments:
     _argument_group_name = "reward"
 
     reward: list[str] | None = field(
-        default=None, metadata={"help": "Reward functions: exact, math_verify, arithmetic, strings, or module:function."}
+        default=None, metadata={"help": "Reward functions: exact, math_verify, arithmetic, strings, module:function."}
     )
     answer_marker: str = field(
         default=DEFAULT_ANSWER_MARKER, metadata={"help": "What precedes the final answer, for exact."}

@@ -106,8 +106,8 @@ def accuracy(
     decoding: dict[str, Any] = {
         "samples": samples,
         "max_new_tokens": max_new_tokens,
-        "eos_token_id": _end_tokens(model, tokenizer),
-        "pad_token_id": _pad_token(tokenizer),
+        "eos_token_id": end_tokens(model, tokenizer),
+        "pad_token_id": pad_token(tokenizer),
         "temperature": temperature,
         "generator": torch.Generator(model.device).manual_seed(seed + rank),
         "any_process": _any_process(accelerator, model.device) if processes > 1 else None,
@@ -115,7 +115,7 @@ def accuracy(
     scores: list[list[float]] = []
     for start in range(0, share, prompts_a_batch):
         batch = [task.problems[place] for place in places[start : start + prompts_a_batch]]
-        ids, mask = _left_padded([task.prompt(problem) for problem in batch], tokenizer)
+        ids, mask = left_padded([task.prompt(problem) for problem in batch], tokenizer)
         responses = sample_responses(model, ids.to(model.device), prompt_mask=mask.to(model.device), **decoding)
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         judged = task.judge([problem for problem in batch for _ in range(samples)], texts)
@@ -126,21 +126,21 @@ def accuracy(
     return clustered_mean(table)
 
 
-def _left_padded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask, (B, P) each."""
     rows = tokenizer(list(prompts))["input_ids"]
     longest = max(map(len, rows))
-    ids = torch.tensor([[_pad_token(tokenizer)] * (longest - len(row)) + row for row in rows])
+    ids = torch.tensor([[pad_token(tokenizer)] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
 
 
-def _pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
+def pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
     found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(found)
 
 
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Whatever ends a response: the tokenizer's end token and those the model declares."""
     declared = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = [declared] if isinstance(declared, int) else list(declared or [])
