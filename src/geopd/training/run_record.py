@@ -13,10 +13,10 @@ from typing import Any
 from datasets import Dataset
 
 from geopd.checkpoints import Origin, RunManifest, checkpoint_digest, write_run_manifest
-from geopd.training.components import local_folder
+from geopd.training.components import local_folder, projection_of
 from geopd.training.config import TrainConfig
 
-__all__ = ["LOG_FILE", "decisive", "origin_of", "settings_of", "write_record"]
+__all__ = ["LOG_FILE", "decisive", "origin_of", "settings_of", "tags_of", "write_record"]
 
 LOG_FILE = "training_log.json"
 """The log of a finished run: its presence says that the run has ended."""
@@ -87,7 +87,34 @@ def origin_of(config: TrainConfig, run: Path) -> Origin | None:
 
 def write_record(config: TrainConfig, run: Path, origin: Origin | None, settings: dict[str, Any]) -> None:
     """Write ``run.json``."""
-    write_run_manifest(run, RunManifest(config.paradigm, int(config.training.seed), origin, settings))
+    manifest = RunManifest(config.paradigm, int(config.training.seed), origin, settings, tags_of(config))
+    write_run_manifest(run, manifest)
+
+
+def tags_of(config: TrainConfig) -> dict[str, str]:
+    """In what a run differs from its paradigm's baseline, as claims and figures group runs; empty for a baseline.
+
+    Keys: ``alpha`` and ``normalise``, ``token_selection`` and ``rho``, ``rollouts``, ``divergence``, and of a
+    projection ``projection`` (the basis's kind), ``k``, ``mode`` and ``lr_scale``.
+    """
+    tags: dict[str, str] = {}
+    if config.paradigm != "sft":
+        objective = config.objective
+        if config.paradigm == "mix":
+            tags |= {"alpha": f"{objective.alpha:g}"} | ({"normalise": "true"} if objective.normalise else {})
+        if objective.token_selection != "all":
+            tags |= {"token_selection": objective.token_selection, "rho": f"{objective.rho:g}"}
+        if objective.rollouts != "student":
+            tags["rollouts"] = objective.rollouts
+        if config.divergence != "sampled":
+            tags["divergence"] = config.divergence
+    if config.run.projection is not None:
+        projection = projection_of(config)
+        basis = projection.read.provenance
+        tags |= {"projection": basis.kind, "mode": projection.mode}
+        tags |= {"k": str(basis.k)} if basis.k is not None else {}
+        tags |= {"lr_scale": projection.lr_scale} if projection.lr_scale != "none" else {}
+    return tags
 
 
 def _changed(group: Any) -> dict[str, Any]:
