@@ -1,4 +1,4 @@
-"""The claims, one per line of the paper's reference table, and how they are decided for a results folder."""
+"""The claims, numbered and by research question, and how they are decided for a results folder."""
 
 from __future__ import annotations
 
@@ -7,48 +7,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geopd.claims.endpoints import (
-    NAMES,
-    Measured,
-    mean_of,
-    middle_layer_rotation,
-    ordering,
-    principal_overlap,
-    visible_density,
-)
-from geopd.claims.roles import ROLES, Cast, casts
-from geopd.claims.trajectories import early_lock, hill_trend, stable_rank_path
-from geopd.claims.verdicts import (
-    FAILED,
-    HELD,
-    NO,
-    NO_NULL,
-    NOT_MEASURED,
-    PARTLY,
-    UNRESOLVED,
-    YES,
-    combine,
-    combine_beyond,
-    combine_verdicts,
-    judge,
-)
+from geopd.claims.alignment import early_alignment
+from geopd.claims.comparisons import Comparison, described
+from geopd.claims.controls import mixture, teacher_rollouts, token_selection
+from geopd.claims.endpoints import MIDDLE_LAYER_ROTATION, VISIBLE_DENSITY, mean_of
+from geopd.claims.orders import norm_at_stable_rank, ordering, overlap
+from geopd.claims.projection import projection
+from geopd.claims.trajectories import hill_trend, stable_rank_path
+from geopd.claims.variants import stable_over_variants
+from geopd.claims.verdicts import NOT_MEASURED
 from geopd.results import Results, read_results, write_json
 from geopd.results.reference import FROM_FIGURES, PAPER, PAPER_MODEL, REFERENCE
+
+QUESTIONS = {
+    "RQ1": "Where does OPD lie in parameter space, between SFT and RLVR?",
+    "RQ2": "What path do OPD's updates take?",
+    "RQ3": "What controls that path?",
+}
+_UNMATCHED_NORM = ("paper", "same_origin", "same_origin@steps", "same_origin@accuracy")
+_SPEAKS = (
+    "shows_here",
+    "null_shows",
+    "verdict",
+    "beyond_null",
+    "explained",
+    "estimate",
+    "interval",
+    "seeds",
+    "seeds_needed",
+    "reason",
+    "sentence",
+)
+"""Fields that an entry takes from the comparison that speaks for the claim."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the paper's reference table: what it says and the function that looks at it."""
+    """What the paper says, the line of its reference numbers, and the function that looks at it."""
 
+    number: str
+    question: str
     id: str
     title: str
     statement: str
     reference: str
-    measure: Callable[[Results, Cast], Measured]
+    compare: Callable[[Results], list[Comparison]]
 
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
+        "C1",
+        "RQ1",
         "sparsity_order",
         "bf16 sparsity",
         "OPD leaves more weights visibly unchanged than SFT, RLVR more than OPD.",
@@ -56,34 +65,26 @@ CLAIMS: tuple[Claim, ...] = (
         ordering(mean_of("update_sparsity"), "sft", "opd", "rlvr"),
     ),
     Claim(
+        "C1b",
+        "RQ1",
         "density_order",
         "visible update density",
         "Per matrix, SFT visibly changes most weights, then OPD, then RLVR.",
         "visible_density",
-        ordering(visible_density, "rlvr", "opd", "sft"),
+        ordering(VISIBLE_DENSITY, "rlvr", "opd", "sft"),
     ),
     Claim(
-        "low_magnitude_order",
-        "low-magnitude overlap",
-        "Visible changes lie on small weights: RLVR most, then OPD, then SFT.",
-        "low_magnitude_overlap",
-        ordering(mean_of("low_magnitude_overlap", alpha=0.3), "sft", "opd", "rlvr"),
-    ),
-    Claim(
-        "principal_order",
-        "principal-mask overlap",
-        "Visible changes avoid the origin's principal weights: RLVR most, OPD below chance, SFT least.",
-        "principal_overlap",
-        principal_overlap,
-    ),
-    Claim(
+        "C2",
+        "RQ1",
         "rotation_order",
         "rotation of a representative layer",
         "SFT turns the middle layer's leading singular subspaces most, then OPD, then RLVR (mean over it).",
         "rotation",
-        ordering(middle_layer_rotation, "rlvr", "opd", "sft"),
+        ordering(MIDDLE_LAYER_ROTATION, "rlvr", "opd", "sft"),
     ),
     Claim(
+        "C3",
+        "RQ1",
         "spectral_shift_order",
         "normalised spectral shift",
         "SFT moves the singular values most, then OPD, then RLVR (only the order is looked at).",
@@ -91,20 +92,26 @@ CLAIMS: tuple[Claim, ...] = (
         ordering(mean_of("spectral_shift"), "rlvr", "opd", "sft"),
     ),
     Claim(
-        "norm_order",
-        "update norm at the end",
-        "The SFT update is largest, then OPD's, then RLVR's.",
-        "update_norm",
-        ordering(mean_of("update_norm"), "rlvr", "opd", "sft"),
+        "C4",
+        "RQ1",
+        "principal_order",
+        "principal-mask overlap",
+        "Visible changes avoid the origin's principal weights: RLVR most, OPD below chance, SFT least.",
+        "principal_overlap",
+        overlap("principal_overlap", "rlvr", "opd", "sft", above=False),
     ),
     Claim(
-        "hill_trend",
-        "Hill tail over training",
-        "The tail index rises sharply in SFT, mildly in OPD, and falls in RLVR.",
-        "hill_tail",
-        hill_trend,
+        "C5",
+        "RQ1",
+        "low_magnitude_order",
+        "low-magnitude overlap",
+        "Visible changes lie on small weights: RLVR most, then OPD, above chance, then SFT.",
+        "low_magnitude_overlap",
+        overlap("low_magnitude_overlap", "sft", "opd", "rlvr", above=True),
     ),
     Claim(
+        "C6",
+        "RQ2",
         "stable_rank_path",
         "stable rank over training",
         "SFT expands, OPD stays in a narrow low band, RLVR contracts to about OPD's end value.",
@@ -112,11 +119,85 @@ CLAIMS: tuple[Claim, ...] = (
         stable_rank_path,
     ),
     Claim(
+        "C7",
+        "RQ2",
+        "norm_at_stable_rank",
+        "update norm at comparable stable rank",
+        "OPD's update is larger than RLVR's although it has about as many directions.",
+        "update_norm",
+        norm_at_stable_rank,
+    ),
+    Claim(
+        "C7b",
+        "RQ2",
+        "norm_order",
+        "update norm at the end",
+        "The SFT update is largest, then OPD's, then RLVR's.",
+        "update_norm",
+        ordering(mean_of("update_norm"), "rlvr", "opd", "sft", ids=_UNMATCHED_NORM),
+    ),
+    Claim(
+        "C8",
+        "RQ2",
+        "hill_trend",
+        "Hill tail over training",
+        "The tail index rises sharply in SFT, mildly in OPD, and falls in RLVR.",
+        "hill_tail",
+        hill_trend,
+    ),
+    Claim(
+        "C9",
+        "RQ2",
         "early_lock",
         "early subspace locking",
         "OPD's update is near its final subspace from the first checkpoint; SFT and RLVR approach theirs gradually.",
         "subspace_similarity",
-        early_lock,
+        early_alignment,
+    ),
+    Claim(
+        "C10",
+        "RQ2",
+        "projection",
+        "training inside the locked subspace",
+        "Training confined to the update's leading directions keeps what OPD gains and costs SFT part of its gain.",
+        "projection",
+        projection,
+    ),
+    Claim(
+        "C11",
+        "RQ3",
+        "token_sparsification",
+        "OPD on a share of the tokens",
+        "OPD on a quarter or a half of each response's tokens keeps OPD's stable rank.",
+        "token_sparsification",
+        token_selection,
+    ),
+    Claim(
+        "C12",
+        "RQ3",
+        "teacher_rollouts",
+        "OPD on the teacher's responses",
+        "OPD on responses that the teacher wrote keeps OPD's stable rank.",
+        "teacher_rollouts",
+        teacher_rollouts,
+    ),
+    Claim(
+        "C13",
+        "RQ3",
+        "mixture",
+        "mixture of OPD and RLVR",
+        "A mixed signal keeps OPD's stable rank until OPD's weight in it is small.",
+        "mixture",
+        mixture,
+    ),
+    Claim(
+        "C14",
+        "RQ1",
+        "variants",
+        "stability over variants",
+        "OPD's geometry is about the same with another teacher, student or domain.",
+        "variants",
+        stable_over_variants,
     ),
 )
 
@@ -138,15 +219,16 @@ def decide_claims(folder: str | Path) -> list[dict[str, Any]]:
 
 def decide(results: Results) -> list[dict[str, Any]]:
     """The same without writing."""
-    both = casts(results)
-    return [_entry(claim, results, both) for claim in CLAIMS]
+    return [_entry(claim, results) for claim in CLAIMS]
 
 
-def _entry(claim: Claim, results: Results, both: list[Cast]) -> dict[str, Any]:
-    comparisons = [_compare(claim, results, cast) for cast in both]
+def _entry(claim: Claim, results: Results) -> dict[str, Any]:
+    comparisons = [described(comparison) for comparison in claim.compare(results)]
     seen = [c for c in comparisons if c["shows_here"] != NOT_MEASURED]
-    first = max(seen or comparisons, key=lambda c: len(c["runs"]))  # the earlier one where both are complete
+    speaker = max(seen or comparisons, key=lambda c: len(c["runs"]))  # the earliest one of several
     return {
+        "number": claim.number,
+        "question": claim.question,
         "id": claim.id,
         "title": claim.title,
         "statement": claim.statement,
@@ -157,91 +239,6 @@ def _entry(claim: Claim, results: Results, both: list[Cast]) -> dict[str, Any]:
             "from_figures": claim.reference in FROM_FIGURES,
         },
         "comparisons": comparisons,
-        **{key: first[key] for key in ("shows_here", "null_shows", "verdict", "reason", "sentence")},
+        "summary": speaker["id"],
+        **{key: speaker[key] for key in _SPEAKS},
     }
-
-
-def _compare(claim: Claim, results: Results, cast: Cast) -> dict[str, Any]:
-    measured = claim.measure(results, cast)
-    statements = [judge(statement, len(cast.seeds), cast.redrawn) for statement in measured.statements]
-    runs = {role: cast.runs(role) for role in ROLES if cast.runs(role)}
-    mine = {run for names in runs.values() for run in names}
-    shows = combine([s["shows_here"] for s in statements], empty=NOT_MEASURED)
-    null_shows = combine([s["null_shows"] for s in statements], empty=NO_NULL)
-    verdict = combine_verdicts([s["verdict"] for s in statements])
-    entry = {
-        "id": cast.id,
-        "label": cast.label,
-        "runs": runs,
-        "left_out": cast.left_out,
-        "quantity": measured.quantity,
-        "measured": {run: value for run, value in measured.values.items() if run in mine},
-        "null": measured.null,
-        "null_measured": {run: value for run, value in measured.nulls.items() if run in mine},
-        "statements": statements,
-        "shows_here": shows,
-        "null_shows": null_shows,
-        "verdict": verdict,
-        "beyond_null": combine_beyond([s["beyond_null"] for s in statements]),
-        "reason": _reason(cast, statements, shows, verdict, results),
-    }
-    return entry | {"sentence": _sentence(entry)}
-
-
-def _reason(cast: Cast, statements: list[dict[str, Any]], shows: str, verdict: str, results: Results) -> str | None:
-    if cast.missing and (shows == NOT_MEASURED or any(s["shows_here"] == NOT_MEASURED for s in statements)):
-        paradigms = {str(p) for p in results.runs["paradigm"]}
-        wanted = ", ".join(NAMES[role] for role in cast.missing)
-        if cast.missing == ["sft"] and "sft" in paradigms:
-            where = "the same origin" if cast.id == "same_origin" else "another origin (the base)"
-            return f"no SFT run from {where}"
-        here = ", ".join(sorted(paradigms)) or "none"
-        return f"no measured run for {wanted}; the folder's paradigms: {here} (`--paradigm label=...` names one)"
-    if shows == NOT_MEASURED:
-        return "the metric, or enough checkpoints of it, was not measured"
-    if verdict == HELD:
-        return None
-    return next((s["reason"] for s in statements if s["reason"]), None)
-
-
-_NULL_NAMES = {
-    "gaussian": "a Gaussian update of the same size",
-    "permuted": "the same update, permuted among equally large weights,",
-    "random_mask": "a random mask",
-    "random_walk": "a random walk of the same length",
-}
-
-
-def _sentence(entry: dict[str, Any]) -> str:
-    """What a reader may take home, in one line."""
-    if entry["shows_here"] == NOT_MEASURED:
-        return f"Not measured: {entry['reason']}."
-    failing = [s["text"] for s in entry["statements"] if s["shows_here"] == NO]
-    unmeasured = [s["text"] for s in entry["statements"] if s["shows_here"] == NOT_MEASURED]
-    opening = {YES: "Shows here", PARTLY: "Shows in part", NO: "Does not show here"}[entry["shows_here"]]
-    if entry["shows_here"] == PARTLY:
-        parts = [f"not: {'; '.join(failing)}"] if failing else []
-        parts += [f"not measured: {'; '.join(unmeasured)}"] if unmeasured else []
-        opening += f" ({' — '.join(parts)})"
-    null = _NULL_NAMES.get(entry["null"], f"the null {entry['null']}")
-    shown = entry["shows_here"] != NO
-    matched = {
-        YES: f"{', and' if shown else ', though'} {null} shows {'it too' if shown else 'it'}",
-        PARTLY: f"; {null} shows part of it{' too' if shown else ''}",
-        NO: f"; {null} does not show it" if shown else f", and neither does it with {null}",
-        NO_NULL: "; no null shows or denies it: what chance does to this comparison has no closed form here",
-    }[entry["null_shows"]]
-    return f"{opening}{matched}.{_over_seeds(entry)}"
-
-
-def _over_seeds(entry: dict[str, Any]) -> str:
-    """The verdict in words, where there is one, and whether it goes beyond the null."""
-    if entry["verdict"] not in (HELD, FAILED):
-        return ""
-    beyond = {
-        YES: ", and beyond its null",
-        NO: ", but its null shows even more of it",
-        UNRESOLVED: "; whether beyond its null is unresolved",
-        NO_NULL: "",
-    }[entry["beyond_null"]]
-    return f" Over seeds: {entry['verdict']}{beyond}."

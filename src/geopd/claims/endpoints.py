@@ -1,16 +1,14 @@
-"""Claims about where runs end: one number per run, its matched null, and the order the paper reports."""
+"""One number per run beside its matched null: the read-outs that orders and equivalences are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
 from geopd.claims.roles import Cast
-from geopd.claims.verdicts import Statement, order
 from geopd.results import Results, parameters_of
 from geopd.results.summary import NULL_ORDER, aggregate, aggregate_nulls, rotation, rows_of
 
@@ -18,25 +16,18 @@ NAMES = {"sft": "SFT", "opd": "OPD", "rlvr": "RLVR"}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a claim looks at: numbers per run, those of one null, and the statements made of them."""
-
-    quantity: str
-    values: dict[str, Any]
-    statements: list[Statement]
-    null: str | None = None
-    nulls: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Numbers:
-    """What was measured, the number per run, the null's name, the null's number per run, and the settings behind it."""
+    """What was measured, the number per run, the null's name, the null's number per run, and the settings behind it.
+
+    ``unresolved`` names the runs of which some matrix has no reliable value, so that the mean is over the others.
+    """
 
     quantity: str
     values: dict[str, float] = field(default_factory=dict)
     null: str | None = None
     nulls: dict[str, float] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    unresolved: frozenset[str] = frozenset()
 
     def parameter(self, name: str) -> float | None:
         """A parameter's number where all settings agree on it."""
@@ -45,56 +36,64 @@ class Numbers:
         return None if only is None else float(only)
 
 
-Endpoint = Callable[[Results], Numbers]
+@dataclass(frozen=True)
+class Endpoint:
+    """A read-out of each run's last checkpoint, linear in the values of the metrics that it names."""
+
+    metrics: tuple[str, ...]
+    read: Callable[[Results], Numbers]
 
 
 def mean_of(metric: str, *, alpha: float | None = None) -> Endpoint:
     """The headline mean of a metric; overlaps at the paper figure's alpha where it was measured, else the default."""
 
-    def measure(results: Results) -> Numbers:
+    def read(results: Results) -> Numbers:
         parameters: dict[str, Any] = {"alpha": alpha, "view": "bf16"} if alpha is not None else {}
-        if alpha is not None and not _has_ok(rows_of(results, metric, **parameters)):
+        if alpha is not None and rows_of(results, metric, **parameters).is_empty():
             parameters = {}
         rows = rows_of(results, metric, **parameters)
         nulls = rows_of(results, metric, table="nulls", **parameters)
-        return _collect(metric, aggregate(rows), aggregate_nulls(rows, nulls))
+        return _collect(metric, rows, nulls)
 
-    return measure
+    return Endpoint((metric,), read)
 
 
-def visible_density(results: Results) -> Numbers:
-    """``1 - sparsity`` averaged over matrices without weights, as in the mask figure."""
+def _visible_density(results: Results) -> Numbers:
     # Another name keeps the aggregate from weighting by parameters.
     unweighted = pl.lit("visible_density").alias("metric")
     rows = rows_of(results, "update_sparsity").with_columns(unweighted, value=1 - pl.col("value"))
     nulls = rows_of(results, "update_sparsity", table="nulls").with_columns(unweighted, mean=1 - pl.col("mean"))
-    return _collect("visible_density", aggregate(rows), aggregate_nulls(rows, nulls))
+    return _collect("visible_density", rows, nulls)
 
 
-def middle_layer_rotation(results: Results) -> Numbers:
-    """Mean principal angle of both sides over the matrices of the middle layer, in degrees."""
-    metrics = ("rotation_left_mean_deg", "rotation_right_mean_deg")
+VISIBLE_DENSITY = Endpoint(("update_sparsity",), _visible_density)
+"""``1 - sparsity`` averaged over matrices without weights, as in the mask figure."""
+
+
+def _middle_layer_rotation(results: Results) -> Numbers:
+    metrics = MIDDLE_LAYER_ROTATION.metrics
     rows = rows_of(results, *metrics)
     layers = rows["layer"].drop_nulls().unique().sort()
     if layers.is_empty():
         return Numbers("rotation")
     middle = layers[len(layers) // 2]
     rows = rows.filter(pl.col("layer") == middle)
-    lines: dict[str, dict[str, Any]] = {}
-    for item in aggregate(rows).iter_rows(named=True):
-        lines.setdefault(item["run"], {})[item["metric"]] = item["value"]
-    values = {run: angle for run, line in lines.items() if (angle := rotation(line)) is not None}
+    values = _both_sides(aggregate(rows), "value")
     nulls = aggregate_nulls(rows, rows_of(results, *metrics, table="nulls"))
     name = _first(nulls)
-    of_null: dict[str, dict[str, Any]] = {}
-    for item in nulls.filter(pl.col("null") == (name or "")).iter_rows(named=True):
-        of_null.setdefault(item["run"], {})[item["metric"]] = item["null_mean"]
-    null_values = {run: angle for run, line in of_null.items() if (angle := rotation(line)) is not None}
+    null_values = _both_sides(nulls.filter(pl.col("null") == (name or "")), "null_mean")
     return Numbers(f"mean rotation of layer {middle}, degrees", values, name, null_values)
 
 
-def _has_ok(rows: pl.DataFrame) -> bool:
-    return not rows.filter(pl.col("status") == "ok").is_empty()
+def _both_sides(lines: pl.DataFrame, column: str) -> dict[str, float]:
+    sides: dict[str, dict[str, Any]] = {}
+    for item in lines.iter_rows(named=True):
+        sides.setdefault(item["run"], {})[item["metric"]] = item[column]
+    return {run: angle for run, line in sides.items() if (angle := rotation(line)) is not None}
+
+
+MIDDLE_LAYER_ROTATION = Endpoint(("rotation_left_mean_deg", "rotation_right_mean_deg"), _middle_layer_rotation)
+"""Mean principal angle of both sides over the matrices of the middle layer, in degrees."""
 
 
 def _first(nulls: pl.DataFrame) -> str | None:
@@ -102,7 +101,8 @@ def _first(nulls: pl.DataFrame) -> str | None:
     return next((name for name in NULL_ORDER if name in found), min(found, default=None))
 
 
-def _collect(metric: str, values: pl.DataFrame, nulls: pl.DataFrame) -> Numbers:
+def _collect(metric: str, rows: pl.DataFrame, null_rows: pl.DataFrame) -> Numbers:
+    values, nulls = aggregate(rows), aggregate_nulls(rows, null_rows)
     settings = sorted(set(values["setting"]))
     name = _first(nulls)
     matched = nulls.filter(pl.col("null") == (name or ""))
@@ -113,6 +113,7 @@ def _collect(metric: str, values: pl.DataFrame, nulls: pl.DataFrame) -> Numbers:
         dict(matched.select("run", "null_mean").iter_rows()),
         # matrices of other settings are joined with a bar
         tuple(part for text in settings for part in text.split(" | ")),
+        frozenset(rows.filter(pl.col("status") == "unresolved")["run"]),
     )
 
 
@@ -121,37 +122,7 @@ def by_seed(cast: Cast, role: str, values: dict[str, Any]) -> dict[int, float]:
     return {s: values[c[role]] for s, c in cast.seeds.items() if role in c and c[role] in values}
 
 
-def ordering(endpoint: Endpoint, *ranks: str) -> Callable[[Results, Cast], Measured]:
-    """A claim that the roles named in ``ranks`` come in this rising order, pair by neighbouring pair."""
-    return lambda results, cast: _ordered(endpoint(results), cast, ranks)
-
-
-def _ordered(numbers: Numbers, cast: Cast, ranks: Sequence[str]) -> Measured:
-    statements = [
-        order(
-            f"{NAMES[low]} < {NAMES[high]}",
-            by_seed(cast, low, numbers.values),
-            by_seed(cast, high, numbers.values),
-            null_low=by_seed(cast, low, numbers.nulls),
-            null_high=by_seed(cast, high, numbers.nulls),
-        )
-        for low, high in pairwise(ranks)
-    ]
-    return Measured(numbers.quantity, numbers.values, statements, numbers.null, numbers.nulls)
-
-
-def principal_overlap(results: Results, cast: Cast) -> Measured:
-    """RLVR lowest, SFT highest, and OPD below the overlap ``alpha`` of a uniformly random mask."""
-    numbers = mean_of("principal_overlap", alpha=0.3)(results)
-    measured, alpha = _ordered(numbers, cast, ("rlvr", "opd", "sft")), numbers.parameter("alpha")
-    if alpha is None:
-        return measured
-    opd, null = by_seed(cast, "opd", numbers.values), by_seed(cast, "opd", numbers.nulls)
-    baseline = order(
-        f"OPD < {alpha:g}, the overlap of a random mask",
-        opd,
-        dict.fromkeys(opd, alpha),
-        null_low=null,
-        null_high=dict.fromkeys(null, alpha),
-    )
-    return replace(measured, statements=[*measured.statements, baseline])
+def only(results: Results, runs: Iterable[str], metrics: Iterable[str]) -> Results:
+    """The same folder with only these runs and metrics in its tables; quicker to read many times over."""
+    wanted = pl.col("run").is_in(list(runs)) & pl.col("metric").is_in(list(metrics)) & pl.col("other_run").is_null()
+    return replace(results, measurements=results.measurements.filter(wanted), nulls=results.nulls.filter(wanted))

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from geopd.claims.endpoints import NAMES, Measured, by_seed
-from geopd.claims.roles import ROLES, Cast
+from geopd.claims.comparisons import Comparison
+from geopd.claims.endpoints import NAMES, by_seed
+from geopd.claims.orders import BAND
+from geopd.claims.roles import ROLES, Cast, casts, missing_roles
 from geopd.claims.verdicts import Statement, order
 from geopd.results import Results
 from geopd.results.summary import aggregate, aggregate_nulls, complete, rows_of
 
-BAND = float(np.log(1.15))
-"""Equivalence margin of stable rank, declared beforehand: within 15% as a log ratio."""
 MIN_CHECKPOINTS = 3
-HIGH_SIMILARITY = 0.5
-"""What "high from the first checkpoint" is taken to mean: more than half of the final subspace is there."""
 
 Path = list[tuple[float, float]]
 """(progress, value) in step order; progress is step over last step."""
@@ -29,17 +28,22 @@ def paths(results: Results, metric: str, **parameters: Any) -> dict[str, Path]:
 
     At default settings, or at those that ``parameters`` name.
     """
-    rows = rows_of(results, metric, every_step=True, **parameters).filter(pl.col("step").is_not_null())
-    return _paths(aggregate(complete(rows)), "value", results)
+    return _paths(aggregate(_along(results, metric, **parameters)), "value", results)
 
 
 def null_paths(results: Results, metric: str, names: tuple[str, ...]) -> tuple[str | None, dict[str, Path]]:
     """The first of the named nulls that is there, averaged over the same matrices."""
-    rows = complete(rows_of(results, metric, every_step=True).filter(pl.col("step").is_not_null()))
+    rows = _along(results, metric)
     nulls = aggregate_nulls(rows, rows_of(results, metric, every_step=True, table="nulls"))
     found = set(nulls["null"])
     name = next((name for name in names if name in found), None)
     return name, _paths(nulls.filter(pl.col("null") == (name or "")), "null_mean", results)
+
+
+def _along(results: Results, metric: str, **parameters: Any) -> pl.DataFrame:
+    rows = rows_of(results, metric, every_step=True, **parameters).filter(pl.col("step").is_not_null())
+    # A checkpoint without a single value (increments have none at the first) takes no matrix out of the others.
+    return complete(rows.filter((pl.col("status") == "ok").any().over("run", "step", "metric", "setting")))
 
 
 def _paths(lines: pl.DataFrame, column: str, results: Results) -> dict[str, Path]:
@@ -78,122 +82,129 @@ def _trend(cast: Cast, role: str, sign: int, measured: dict[str, Path], nulls: d
     )
 
 
-def hill_trend(results: Results, cast: Cast) -> Measured:
+@dataclass(frozen=True)
+class Lines:
+    """A metric along every run: what it is, the paths, the name of the null, its paths."""
+
+    quantity: str
+    found: dict[str, Path]
+    null: str | None
+    nulls: dict[str, Path]
+
+
+def over_paths(
+    results: Results,
+    look: Callable[[Cast], tuple[Lines, list[Statement]]],
+    *,
+    suffix: str = "",
+    note: str = "",
+    null_at: Callable[[Path], float] = lambda path: path[-1][1],
+) -> list[Comparison]:
+    """The same statements with SFT from the base and from the origin of the others, over whole paths.
+
+    Args:
+        results: a results folder, read.
+        look: the lines of a cast and what is said of them.
+        suffix: what the comparisons' ids end in.
+        note: what their labels end in.
+        null_at: the number that stands for a run's null path.
+    """
+    found = []
+    for cast in casts(results):
+        lines, statements = look(cast)
+        found.append(
+            Comparison(
+                id=f"{cast.id}{suffix}",
+                label=f"{cast.label}{note}",
+                quantity=lines.quantity,
+                statements=statements,
+                runs={role: cast.runs(role) for role in ROLES},
+                values=_describe(lines.found),
+                null=lines.null,
+                nulls={run: null_at(path) for run, path in lines.nulls.items()},
+                left_out=cast.left_out,
+                seeds=len(cast.seeds),
+                redrawn=cast.redrawn,
+                missing=missing_roles(results, cast),
+            )
+        )
+    return found
+
+
+def hill_trend(results: Results) -> list[Comparison]:
     """SFT and OPD rise, RLVR falls; unresolved where the sign of a slope depends on the k of the index."""
-    found = paths(results, "hill_tail")
-    null, nulls = null_paths(results, "hill_tail", ("gaussian", "permuted"))
-    statements = [_trend(cast, role, sign, found, nulls) for role, sign in (("sft", 1), ("opd", 1), ("rlvr", -1))]
-    if _signs_differ(results):
-        reason = "the sign of a slope depends on the k of the Hill index"
-        statements = [replace(statement, reason=reason) for statement in statements]
-    return Measured("Hill tail index over training", _describe(found), statements, null, _last(nulls))
+    lines = Lines(
+        "Hill tail index over training",
+        paths(results, "hill_tail"),
+        *null_paths(results, "hill_tail", ("gaussian", "permuted")),
+    )
+    torn = _of_two_signs(results)
+
+    def look(cast: Cast) -> tuple[Lines, list[Statement]]:
+        statements = []
+        for role, sign in (("sft", 1), ("opd", 1), ("rlvr", -1)):
+            shaky = not torn.isdisjoint(cast.runs(role))
+            reason = f"the sign of {NAMES[role]}'s slope depends on the k of the Hill index" if shaky else None
+            statements.append(replace(_trend(cast, role, sign, lines.found, lines.nulls), reason=reason))
+        return lines, statements
+
+    return over_paths(results, look)
 
 
-def _signs_differ(results: Results) -> bool:
+def _of_two_signs(results: Results) -> set[str]:
+    """Runs whose Hill tail rises at one k and falls at another."""
     settings = results.measurements.filter(pl.col("metric") == "hill_tail")["setting"].unique()
     sizes = settings.str.extract(r"(?:^|;)k=(\d+)").drop_nulls().unique()
     slopes = [_slopes(paths(results, "hill_tail", k=k)) for k in sizes]
-    return any(len({s[run] > 0 for s in slopes if run in s}) > 1 for s in slopes for run in s)
+    return {run for s in slopes for run in s if len({other[run] > 0 for other in slopes if run in other}) > 1}
 
 
-def stable_rank_path(results: Results, cast: Cast) -> Measured:
+def stable_rank_path(results: Results) -> list[Comparison]:
     """SFT expands, OPD stays within ±15%, RLVR contracts and ends within 15% of OPD; OPD ends below SFT.
 
-    Uses the estimate without rounding noise where the folder has it for every checkpoint of a run.
+    Uses the estimate without rounding noise where every run of the cast has it; one value of the cast that is not
+    resolved keeps the cast unresolved.
     """
-    metric, found, reason = "stable_rank_denoised", paths(results, "stable_rank_denoised"), None
-    if set(raw := paths(results, "stable_rank")) - set(found):
-        metric, found = "stable_rank", raw
-    if metric == "stable_rank" or _any_unresolved(results, cast, metric):
-        reason = "the stable rank without rounding noise is not resolved at every checkpoint"
-    null, nulls = null_paths(results, metric, ("gaussian", "permuted"))
-    ends, null_ends = _last(found), _last(nulls)
-    opd, rlvr = by_seed(cast, "opd", ends), by_seed(cast, "rlvr", ends)
-    gap = {s: float(np.log(rlvr[s] / opd[s])) for s in opd.keys() & rlvr.keys()}
-    null_opd, null_rlvr = by_seed(cast, "opd", null_ends), by_seed(cast, "rlvr", null_ends)
-    null_gap = {s: float(np.log(null_rlvr[s] / null_opd[s])) for s in null_opd.keys() & null_rlvr.keys()}
-    statements = [
-        _trend(cast, "sft", 1, found, nulls),
-        Statement(
-            "OPD stays within 15%",
-            by_seed(cast, "opd", _slopes(found)),
-            by_seed(cast, "opd", _slopes(nulls)),
-            margin=BAND,
-        ),
-        _trend(cast, "rlvr", -1, found, nulls),
-        Statement("RLVR ends within 15% of OPD", gap, null_gap, margin=BAND),
-        order(
-            "OPD ends below SFT",
-            opd,
-            by_seed(cast, "sft", ends),
-            null_low=null_opd,
-            null_high=by_seed(cast, "sft", null_ends),
-        ),
+    nulls = ("gaussian", "permuted")
+    raw, denoised = (
+        Lines(f"{label} over training", paths(results, metric), *null_paths(results, metric, nulls))
+        for label, metric in (
+            ("stable rank", "stable_rank"),
+            ("stable rank without rounding noise", "stable_rank_denoised"),
+        )
+    )
+
+    def look(cast: Cast) -> tuple[Lines, list[Statement]]:
+        lacking = (set(cast.everyone) & set(raw.found)) - set(denoised.found)
+        shaky = lacking or _any_unresolved(results, cast, "stable_rank_denoised")
+        reason = "the stable rank without rounding noise is not resolved at every checkpoint" if shaky else None
+        lines = raw if lacking else denoised
+        return lines, [replace(statement, reason=reason) for statement in _band_and_ends(cast, lines)]
+
+    return over_paths(results, look)
+
+
+def _band_and_ends(cast: Cast, lines: Lines) -> list[Statement]:
+    ends, null_ends = last_values(lines.found), last_values(lines.nulls)
+    sft, opd, rlvr = (by_seed(cast, role, ends) for role in ROLES)
+    null_sft, null_opd, null_rlvr = (by_seed(cast, role, null_ends) for role in ROLES)
+    slopes, null_slopes = (by_seed(cast, "opd", _slopes(paths_)) for paths_ in (lines.found, lines.nulls))
+    gap = order("RLVR ends within 15% of OPD", opd, rlvr, null_low=null_opd, null_high=null_rlvr)
+    return [
+        _trend(cast, "sft", 1, lines.found, lines.nulls),
+        Statement("OPD stays within 15%", slopes, null_slopes, margin=BAND),
+        _trend(cast, "rlvr", -1, lines.found, lines.nulls),
+        replace(gap, margin=BAND, contrast=False),
+        order("OPD ends below SFT", opd, sft, null_low=null_opd, null_high=null_sft),
     ]
-    statements = [replace(statement, reason=reason) for statement in statements]
-    label = "stable rank without rounding noise" if metric == "stable_rank_denoised" else "stable rank"
-    return Measured(f"{label} over training", _describe(found), statements, null, null_ends)
 
 
 def _any_unresolved(results: Results, cast: Cast, metric: str) -> bool:
     """Whether a value of the cast's runs is left out of its path: what is left may be few and unlike the rest."""
     rows = rows_of(results, metric, every_step=True).filter(pl.col("status") == "unresolved")
-    return not {run for role in ROLES for run in cast.runs(role)}.isdisjoint(rows["run"])
+    return not set(cast.everyone).isdisjoint(rows["run"])
 
 
-def _last(found: dict[str, Path]) -> dict[str, float]:
+def last_values(found: dict[str, Path]) -> dict[str, float]:
+    """Each run's value at its last checkpoint that has one."""
     return {run: path[-1][1] for run, path in found.items()}
-
-
-def early_lock(results: Results, cast: Cast) -> Measured:
-    """OPD's first checkpoint is nearer its final subspace than SFT and RLVR are, at equal progress and equal norm.
-
-    Both are interpolated at the later of their first checkpoints, by training progress or by the share of the final
-    update norm that is reached.
-    """
-    found = paths(results, "subspace_similarity")
-    null, nulls = null_paths(results, "subspace_similarity", ("random_walk", "gaussian"))
-    norms = paths(results, "update_norm")
-    firsts = {run: path[0][1] for run, path in found.items() if len(path) > 1}
-    null_firsts = {run: path[0][1] for run, path in nulls.items() if len(path) > 1}
-    opd, null_opd = by_seed(cast, "opd", firsts), by_seed(cast, "opd", null_firsts)
-    half = order(
-        "OPD's first checkpoint has more than half of its final subspace",
-        dict.fromkeys(opd, HIGH_SIMILARITY),
-        opd,
-        null_low=dict.fromkeys(null_opd, HIGH_SIMILARITY),
-        null_high=null_opd,
-    )
-    statements = [half]
-    for role in ("sft", "rlvr"):
-        for clock, axis in (("progress", None), ("norm", norms)):
-            there, here = _at_common_start(cast, role, found, axis)
-            null_there, null_here = _at_common_start(cast, role, nulls, axis)
-            text = f"OPD above {NAMES[role]} at equal {clock}"
-            statements.append(order(text, there, here, null_low=null_there, null_high=null_here))
-    return Measured("similarity to the final subspace", _describe(found), statements, null, null_firsts)
-
-
-def _at_common_start(
-    cast: Cast, role: str, found: dict[str, Path], norms: dict[str, Path] | None
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Similarity of ``role`` and of OPD where both have started, by seed, on a clock of progress or of norm."""
-    there: dict[int, float] = {}
-    here: dict[int, float] = {}
-    for seed, runs in cast.seeds.items():
-        if "opd" not in runs or role not in runs:
-            continue
-        own, other = (_clocked(found.get(runs[r], []), norms, runs[r]) for r in ("opd", role))
-        if len(own) < 2 or len(other) < 2:
-            continue
-        start = max(min(x for x, _ in own), min(x for x, _ in other))
-        there[seed], here[seed] = (float(np.interp(start, *np.array(sorted(path)).T)) for path in (other, own))
-    return there, here
-
-
-def _clocked(path: Path, norms: dict[str, Path] | None, run: str) -> Path:
-    if norms is None:
-        return path
-    sizes = dict(norms.get(run, []))
-    end = norms[run][-1][1] if sizes else 0.0
-    return [(sizes[progress] / end, value) for progress, value in path if progress in sizes and end > 0]

@@ -20,7 +20,12 @@ REFERENCE: dict[str, dict[str, str]] = {
     "hill_tail": {"sft": "rises sharply", "opd": "2.34 → 2.93", "rlvr": "falls"},
     "stable_rank": {"sft": "expands, 20 → 75", "opd": "narrow low band, 20–30", "rlvr": "contracts to OPD's end"},
     "subspace_similarity": {"sft": "gradual", "opd": "high from the first checkpoint", "rlvr": "gradual"},
+    "projection": {"sft": "55.5 % free, 45.6 % projected", "opd": "63.3 % free, 64.2 % projected", "rlvr": "–"},
+    "token_sparsification": {"sft": "–", "opd": "same stable-rank path at 25 and 50 % of the tokens", "rlvr": "–"},
+    "teacher_rollouts": {"sft": "–", "opd": "same stable-rank path on the teacher's rollouts", "rlvr": "–"},
+    "mixture": {"sft": "–", "opd": "departs from OPD's path only where its share is small", "rlvr": "–"},
+    "variants": {"sft": "–", "opd": "sparsity 48.6 to 57.1 %, the baseline 51.6 %", "rlvr": "–"},
 }
 
-FROM_FIGURES = frozenset({"update_norm", "hill_tail", "stable_rank"})
+FROM_FIGURES = frozenset({"update_norm", "hill_tail", "stable_rank", "projection"})
 """Rows read from the paper's figures or source rather than its text."""
