@@ -95,5 +95,6 @@ def _list(scale: str, seeds: list[int] | None, only: list[str], json_output: boo
         origin = stage.start.stage if stage.start else "scratch"
         cells = (stage.name, stage.paradigm, stage.seed, origin, stage.optimiser.steps, f"{stage.cost / 60:.1f}", tags)
         table.add_row(*map(str, cells))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=150)).print(table)
     typer.echo(f"{len(chosen.stages)} stages, about {total:.0f} minutes on two cores, measuring and report included")
