@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
+from geopd.claims import decide
 from geopd.claims.comparisons import described
 from geopd.claims.projection import projection
 from synthetic_controls import Made, arm, arm_tags, made_results, planted_arms
@@ -294,3 +295,12 @@ def test_tags_that_count_must_be_whole_numbers(
 
     with pytest.raises(ValueError, match=message):
         decided(tmp_path, [spoiled(made) for made in planted_arms(1, opd_free=0.7, opd_update16=0.7)])
+
+
+def test_an_undefined_summary_still_speaks_for_the_claim(tmp_path: Path) -> None:
+    runs = planted_arms(**(PAPER | {"opd_free": 0.50, "opd_update16": 0.50, "opd_update4": 0.50}))
+    results = made_results(tmp_path, runs)
+    entry = next(entry for entry in decide(results) if entry["number"] == "C10")
+    assert entry["summary"] == "summary"
+    assert any(c["verdict"] == "held" for c in entry["comparisons"])
+    assert entry["verdict"] != "held"

@@ -43,7 +43,11 @@ _SPEAKS = (
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, the line of its reference numbers, and the function that looks at it."""
+    """What the paper says, the line of its reference numbers, and the function that looks at it.
+
+    ``first_speaks``: the first comparison speaks for the claim even where it could not be decided and others could;
+    otherwise the first with the most roles does.
+    """
 
     number: str
     question: str
@@ -52,6 +56,7 @@ class Claim:
     statement: str
     reference: str
     compare: Callable[[Results], list[Comparison]]
+    first_speaks: bool = False
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -162,6 +167,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Training confined to the update's leading directions keeps what OPD gains and costs SFT part of its gain.",
         "projection",
         projection,
+        first_speaks=True,
     ),
     Claim(
         "C11",
@@ -171,6 +177,7 @@ CLAIMS: tuple[Claim, ...] = (
         "OPD on a quarter or a half of each response's tokens keeps OPD's stable rank.",
         "token_sparsification",
         token_selection,
+        first_speaks=True,
     ),
     Claim(
         "C12",
@@ -180,6 +187,7 @@ CLAIMS: tuple[Claim, ...] = (
         "OPD on responses that the teacher wrote keeps OPD's stable rank.",
         "teacher_rollouts",
         teacher_rollouts,
+        first_speaks=True,
     ),
     Claim(
         "C13",
@@ -189,6 +197,7 @@ CLAIMS: tuple[Claim, ...] = (
         "A mixed signal keeps OPD's stable rank until OPD's weight in it is small.",
         "mixture",
         mixture,
+        first_speaks=True,
     ),
     Claim(
         "C14",
@@ -225,7 +234,8 @@ def decide(results: Results) -> list[dict[str, Any]]:
 def _entry(claim: Claim, results: Results) -> dict[str, Any]:
     comparisons = [described(comparison) for comparison in claim.compare(results)]
     seen = [c for c in comparisons if c["shows_here"] != NOT_MEASURED]
-    speaker = max(seen or comparisons, key=lambda c: len(c["runs"]))  # the earliest one of several
+    most = max(seen or comparisons, key=lambda c: len(c["runs"]))  # the earliest one of several
+    speaker = comparisons[0] if claim.first_speaks else most
     return {
         "number": claim.number,
         "question": claim.question,
