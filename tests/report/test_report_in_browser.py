@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from geopd.report.gallery import FIGURES
+from geopd.report.gallery import FIGURES, STUDY_FIGURES
 
 pytestmark = pytest.mark.browser
 
@@ -17,13 +17,11 @@ _PROBE = """<script>addEventListener('load', () => {
   const sizes = [...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect());
   const broken = [...document.querySelectorAll('a[href^="#"]')]
     .filter(a => !document.getElementById(a.getAttribute('href').slice(1)));
+  document.querySelectorAll('details').forEach(d => d.open = true);
   const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
-  const out = document.createElement('pre');
-  out.id = 'probe';
-  out.textContent = ['figures', sizes.filter(s => s.width > 200 && s.height > 100).length,
+  parent.postMessage(['figures', sizes.filter(s => s.width > 200 && s.height > 60).length,
     'broken', broken.length, 'fetched', performance.getEntriesByType('resource').length,
-    'overflow', wide ? 1 : 0].join(' ');
-  document.body.append(out);
+    'overflow', wide ? 1 : 0, 'width', window.innerWidth].join(' '), '*');
 });</script>"""
 
 
@@ -37,40 +35,73 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="module")
-def page(study_report: Path) -> Path:
-    return study_report
-
-
-def run(chromium: str, profile: Path, *arguments: str) -> str:
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+def run(chromium: str, profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--hide-scrollbars"]
     offline = ["--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    command = [chromium, "--headless", *quiet, *offline, f"--user-data-dir={profile}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=90).stdout
+    told = ["--enable-logging=stderr", "--log-level=0"]
+    command = [chromium, "--headless", *quiet, *offline, *told, f"--user-data-dir={profile}", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
-def test_the_page_lays_out_every_figure_and_fetches_nothing(chromium: str, page: Path, tmp_path: Path) -> None:
+def framed(page: Path, folder: Path, width: int, extra: str = "") -> Path:
+    """A page that shows a copy of ``page``, probed, in a frame of that width: windows have a smallest width.
+
+    The report forbids scripts; only this copy of it lets the probe run, and pass its findings to the outer page.
+    """
     html = page.read_text()
-    # The page forbids scripts; only this copy of it lets the probe run.
     probed = html.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
     assert probed != html
-    copy = tmp_path / "probed.html"
-    copy.write_text(probed.replace("</body>", f"{_PROBE}</body>"))
-    dom = run(chromium, tmp_path / "profile", "--virtual-time-budget=4000", "--dump-dom", copy.as_uri())
-    found = re.search(r'<pre id="probe">([^<]+)</pre>', dom)
+    inner = folder / "probed.html"
+    inner.write_text(probed.replace("</body>", f"{_PROBE}{extra}</body>"))
+    outer = folder / "frame.html"
+    outer.write_text(
+        f'<iframe src="{inner.name}" style="width:{width}px;height:2000px;border:0"></iframe><pre id="probe"></pre>'
+        "<script>addEventListener('message', e => document.getElementById('probe').textContent = e.data)</script>"
+    )
+    return outer
+
+
+def console_errors(log: str) -> list[str]:
+    return [line for line in log.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module", params=["study_report", "full_report"])
+def page(request: pytest.FixtureRequest) -> tuple[Path, int]:
+    """A page, and how many figures it should have."""
+    study = len(STUDY_FIGURES) if request.param == "full_report" else 0
+    return request.getfixturevalue(request.param), len(FIGURES) + study
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_lays_out_every_figure_and_fetches_nothing(
+    chromium: str, page: tuple[Path, int], tmp_path: Path, width: int
+) -> None:
+    report, figures = page
+    outer = framed(report, tmp_path, width)
+    done = run(chromium, tmp_path / "profile", "--virtual-time-budget=8000", "--dump-dom", outer.as_uri())
+    found = re.search(r'<pre id="probe">([^<]+)</pre>', done.stdout)
     assert found is not None
     words = found[1].split()
     assert dict(zip(words[::2], map(int, words[1::2]), strict=True)) == {
-        "figures": len(FIGURES),
+        "figures": figures,
         "broken": 0,
         "fetched": 0,
         "overflow": 0,
+        "width": width,
     }
+    assert console_errors(done.stderr) == []
 
 
-def test_a_screenshot_of_the_page_is_not_blank(chromium: str, page: Path, tmp_path: Path) -> None:
+def test_an_error_on_the_console_would_be_seen(chromium: str, study_report: Path, tmp_path: Path) -> None:
+    outer = framed(study_report, tmp_path, 1280, "<script>nothing_of_this_name()</script>")
+    done = run(chromium, tmp_path / "profile", "--virtual-time-budget=4000", "--dump-dom", outer.as_uri())
+    (error,) = console_errors(done.stderr)
+    assert "nothing_of_this_name" in error
+
+
+def test_a_screenshot_of_the_page_is_not_blank(chromium: str, full_report: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"
-    run(chromium, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1200,3000", page.as_uri())
+    run(chromium, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1200,3000", full_report.as_uri())
     from matplotlib.image import imread
 
     pixels = imread(shot)

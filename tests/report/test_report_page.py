@@ -15,7 +15,7 @@ from geopd.report import write_report
 from geopd.report.drawing import Subject, main_benchmark
 from geopd.report.gallery import FIGURES, inline
 from geopd.report.notes import notes_html
-from geopd.report.style import COLOURS, chosen, run_styles, shorten
+from geopd.report.style import COLOURS, SHARED_SFT, chosen, shorten
 from geopd.results import read_results
 from synthetic_results import STUDY, Folder, Run, every_matrix
 
@@ -147,7 +147,7 @@ def test_one_checkpoint_without_a_number_makes_a_page_and_says_what_is_not_drawn
     assert "1 run, compared with the weights it started from" in text
     assert "a path needs a run with at least two numbered checkpoints" in text
     assert "the folder has no evaluations" in text
-    assert "None of the paper's ten lines can be looked at" in text
+    assert "lines can be looked at in this folder" in text
 
 
 def test_entrywise_folders_draw_what_they_have(tmp_path: Path) -> None:
@@ -179,20 +179,20 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
-def test_a_paradigm_has_one_colour_and_its_runs_differ_in_line_and_marker(study_folder: Path) -> None:
-    styles = run_styles(read_results(study_folder))
+def test_fine_tuning_from_the_base_and_from_the_anchor_differ_in_colour_line_and_marker(study_folder: Path) -> None:
+    styles = Subject.of(read_results(study_folder)).styles
     assert [style.run for style in styles.values()] == ["sft", "sft_continued", "opd", "rlvr"]
     first, second = styles["sft"], styles["sft_continued"]
-    assert first.colour == second.colour == COLOURS["sft"]
+    assert (first.colour, second.colour) == (COLOURS["sft"], SHARED_SFT)
     assert first.line != second.line
     assert first.marker != second.marker
-    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert len({*COLOURS.values(), SHARED_SFT}) == len(COLOURS) + 1
 
 
 def test_where_runs_are_too_many_every_paradigm_keeps_some(tmp_path: Path) -> None:
-    runs = tuple(replace(run, name=f"{run.name}{seed}", seed=seed, steps=(None,)) for run in STUDY for seed in range(4))
+    runs = tuple(replace(run, name=f"{run.name}{i}", steps=(None,)) for run in STUDY for i in range(4))
     root = Folder(tmp_path / "r", runs=runs, layers=1, entrywise_only=True, evaluated=False).write()
-    styles = list(run_styles(read_results(root)).values())
+    styles = list(Subject.of(read_results(root)).styles.values())
     kept = chosen(styles, 5)
     assert len(kept) == 5
     assert {style.paradigm for style in kept} == {"sft", "opd", "rlvr"}
@@ -220,11 +220,7 @@ def test_the_benchmark_shown_is_sampled_and_held_out_where_there_is_a_choice() -
 def test_the_null_curve_is_not_drawn_where_no_update_lies(tmp_path: Path) -> None:
     runs = (Run("far", "sft", 0.2, steps=(None,)), Run("near", "rlvr", 2e-4, steps=(None,)))
     results = read_results(Folder(tmp_path / "r", runs=runs, layers=3, evaluated=False).write())
-    (drawn,) = (
-        figure(Subject(results, run_styles(results)))
-        for figure in FIGURES
-        if figure.__name__ == "sparsity_against_size"
-    )
+    (drawn,) = (figure(Subject.of(results)) for figure in FIGURES if figure.__name__ == "sparsity_against_size")
     assert drawn.figure is not None
     (line,) = drawn.figure.axes[0].get_lines()
     sizes = line.get_xdata()

@@ -1,15 +1,21 @@
-"""A figure with its words: title, how to read it, what it shows here; or the reason it is not drawn."""
+"""A figure with its words: title, what it shows here, how to read it, what chance would give; or why it is absent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import polars as pl
 from matplotlib.figure import Figure
 
-from geopd.report.style import RunStyle, run_styles
+from geopd.report.groups import Group, fold, groups_of
+from geopd.report.style import RunStyle, group_styles
 from geopd.results import Results
 from geopd.results.metrics import format_value
+
+KL = "kl_to_origin"
+"""Benchmark whose value is no accuracy but nats per response."""
 
 
 @dataclass(frozen=True)
@@ -19,27 +25,71 @@ class Drawing:
     name: str
     title: str
     reading: str
+    chance: str
     shows: str = ""
     figure: Figure | None = None
     missing: str | None = None
+    counterpart: str = ""
+    """The paper's table or figure that it answers."""
+
+    def drawn(self, figure: Figure, shows: str) -> Drawing:
+        """With its figure and what it shows here."""
+        return replace(self, figure=figure, shows=shows)
+
+    def absent(self, reason: str) -> Drawing:
+        """Without a figure, for this reason."""
+        return replace(self, missing=reason)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What all figures draw from: the results and the runs' styles."""
+    """What all figures draw from: the results, and its runs in groups of seeds with a style each."""
 
     results: Results
+    groups: dict[str, Group]
     styles: dict[str, RunStyle]
 
     @classmethod
     def of(cls, results: Results) -> Subject:
         """The subject of a results folder, read."""
-        return cls(results, run_styles(results))
+        groups = groups_of(results)
+        return cls(results, {group.name: group for group in groups}, group_styles(groups))
+
+    @cached_property
+    def baselines(self) -> Subject:
+        """The untagged runs only, or all where every run has tags."""
+        return self.only([g for g in self.groups.values() if not g.tags] or list(self.groups.values()))
+
+    def only(self, groups: Sequence[Group]) -> Subject:
+        """The same subject with nothing but these groups, in the tables too."""
+        names = {group.name for group in groups}
+        if names == set(self.groups):
+            return self
+        runs = pl.col("run").is_in([run for group in groups for run in group.runs])
+        kept = {
+            name: getattr(self.results, name).filter(runs) for name in ("measurements", "nulls", "runs", "evaluations")
+        }
+        styles = {name: style for name, style in self.styles.items() if name in names}
+        return Subject(replace(self.results, **kept), {group.name: group for group in groups}, styles)
+
+    @cached_property
+    def accuracies(self) -> pl.DataFrame:
+        """The evaluations that are accuracies."""
+        return self.results.evaluations.filter(pl.col("benchmark") != KL)
+
+    def fold(self, lines: pl.DataFrame, by: Sequence[str] = (), value: str = "value") -> pl.DataFrame:
+        """Means and intervals over seeds, see ``groups.fold``; ``run`` then holds the names of groups."""
+        return fold(list(self.groups.values()), lines, by, value)
 
     def present(self, frame: pl.DataFrame) -> list[RunStyle]:
-        """Styles of the runs in a frame, in display order."""
-        runs = set(frame["run"])
-        return [style for run, style in self.styles.items() if run in runs]
+        """Styles of the groups in a folded frame, in display order."""
+        names = set(frame["run"])
+        return [style for name, style in self.styles.items() if name in names]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether any group has several seeds."""
+        return any(len(group.runs) > 1 for group in self.groups.values())
 
 
 def main_benchmark(evaluations: pl.DataFrame) -> tuple[str, str] | None:
@@ -47,7 +97,8 @@ def main_benchmark(evaluations: pl.DataFrame) -> tuple[str, str] | None:
 
     Sampled decoding before greedy, since its spread is smaller; then ``held_out``; then the most problems.
     """
-    kinds = evaluations.group_by("benchmark", "decoding").agg(pl.col("n").max()).sort("benchmark", "decoding").rows()
+    accuracies = evaluations.filter(pl.col("benchmark") != KL)
+    kinds = accuracies.group_by("benchmark", "decoding").agg(pl.col("n").max()).sort("benchmark", "decoding").rows()
     ranked = sorted(kinds, key=lambda k: (not k[1].startswith("avg@"), k[0] != "held_out", -(k[2] or 0)))
     return (ranked[0][0], ranked[0][1]) if ranked else None
 

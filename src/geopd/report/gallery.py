@@ -9,18 +9,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from geopd.report.accuracy_figures import accuracy, accuracy_against_geometry
+from geopd.report.control_figures import controls, mixture_ends, mixture_paths
 from geopd.report.drawing import Drawing, Subject
-from geopd.report.endpoint_figures import (
-    overlaps,
-    principal_energy,
-    sparsity_against_size,
-    sparsity_by_module,
-)
+from geopd.report.endpoint_figures import overlaps, principal_energy, sparsity_by_module
+from geopd.report.gate_figures import gates
+from geopd.report.gradient_figures import gradient_ranks
 from geopd.report.map_figures import change_map, sparsity_map
-from geopd.report.path_figures import accuracy, accuracy_against_geometry, increments, similarity, trajectories
+from geopd.report.path_figures import increments, similarity, trajectories
+from geopd.report.projection_figures import projection_benchmarks, projection_curves
+from geopd.report.size_figures import sparsity_against_size, update_size
 from geopd.report.spectrum_figures import spectra
 from geopd.report.style import styled
-from geopd.results import Results, write_atomically
+from geopd.report.variant_figures import variants
+from geopd.results import write_atomically
 
 FIGURES: tuple[Callable[[Subject], Drawing], ...] = (
     sparsity_by_module,
@@ -36,16 +38,30 @@ FIGURES: tuple[Callable[[Subject], Drawing], ...] = (
     accuracy,
     accuracy_against_geometry,
 )
+"""Figures of every folder; of one with tagged runs they show its baselines."""
+
+STUDY_FIGURES: tuple[Callable[[Subject], Drawing | None], ...] = (
+    update_size,
+    projection_curves,
+    projection_benchmarks,
+    controls,
+    mixture_paths,
+    mixture_ends,
+    variants,
+    gates,
+    gradient_ranks,
+)
+"""Figures of all runs; None where the folder has nothing of their kind."""
 
 
-def draw_all(results: Results, folder: Path) -> list[tuple[Drawing, str]]:
+def draw_all(subject: Subject, folder: Path) -> list[tuple[Drawing, str]]:
     """Draw every figure into ``folder`` as PNG and SVG; returns each with its SVG text (empty where not drawn)."""
-    subject = Subject.of(results)
     drawn = []
     with styled():
-        for draw in FIGURES:
-            drawing = draw(subject)
-            drawn.append((drawing, save(drawing.figure, drawing.name, folder) if drawing.figure else ""))
+        for draw in (*FIGURES, *STUDY_FIGURES):
+            drawing = draw(subject.baselines if draw in FIGURES else subject)
+            if drawing is not None:
+                drawn.append((drawing, save(drawing.figure, drawing.name, folder) if drawing.figure else ""))
     return drawn
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from geopd.report.claims_table import claims_table
 from geopd.report.drawing import Subject
 from geopd.report.gallery import draw_all
 from geopd.report.notes import notes_html
-from geopd.report.tables import claims_table, coverage, glossary, headline, moved_most, provenance
+from geopd.report.study_tables import study_tables
+from geopd.report.tables import coverage, glossary, headline, moved_most, provenance
 from geopd.results import Results, read_results, write_atomically
 
 
@@ -41,7 +43,7 @@ def render(results: Results, figures: Path) -> str:
         loader=PackageLoader("geopd.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     subject = Subject.of(results)
-    drawings = [(drawing, Markup(svg)) for drawing, svg in draw_all(results, figures)]
+    drawings = [(drawing, Markup(svg)) for drawing, svg in draw_all(subject, figures)]
     notes = [
         {"title": note.get("title", "Note"), "html": Markup(notes_html(str(note.get("text", ""))))}
         for note in results.notes
@@ -53,6 +55,7 @@ def render(results: Results, figures: Path) -> str:
         headline=headline(subject),
         moved=moved_most(subject),
         claims=claims_table(results),
+        tables=study_tables(subject),
         drawn=[(d, svg) for d, svg in drawings if svg],
         absent=[d for d, svg in drawings if not svg],
         notes=notes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -10,14 +10,17 @@ from math import log10
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from geopd.results import PARADIGMS, Results
+from geopd.report.groups import Group
 
 COLOURS = {"sft": "#D55E00", "opd": "#0072B2", "rlvr": "#009E73", "mix": "#CC79A7", "other": "#595959"}
+SHARED_SFT = "#B8860B"
+"""Fine-tuning from the origin of the on-policy runs, told apart from fine-tuning from the base."""
 INK, MUTED, RULE = "#222222", "#6b6b6b", "#d9d9d9"
 NULL_MARKERS = {
     "gaussian": "D",
@@ -64,6 +67,7 @@ _RC: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "legend.handlelength": 2.8,  # a dashed line must show its dashes beside its marker
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "svg.fonttype": "none",  # text stays text: light, searchable, read aloud
@@ -81,7 +85,7 @@ def styled() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How one run is drawn and named."""
+    """How one run, or the runs of one group, are drawn and named."""
 
     run: str
     paradigm: str
@@ -91,18 +95,14 @@ class RunStyle:
     marker: str
 
 
-def run_styles(results: Results) -> dict[str, RunStyle]:
-    """Styles of all runs, in the order they are shown: by paradigm, plain names before variants."""
-    paradigms = dict(results.runs.select("run", "paradigm").iter_rows())
-    names = set(paradigms) | set(results.measurements["run"]) | set(results.evaluations["run"])
-    order = {p: i for i, p in enumerate(PARADIGMS)}
-    known = {n: paradigms.get(n) if paradigms.get(n) in order else "other" for n in names}
+def group_styles(groups: Sequence[Group]) -> dict[str, RunStyle]:
+    """Styles of all groups, in the order they are shown; fine-tuning from the shared origin has a colour of its own."""
     styles: dict[str, RunStyle] = {}
-    for name in sorted(names, key=lambda n: (order[str(known[n])], len(n), n)):
-        paradigm = str(known[name])
-        i = sum(style.paradigm == paradigm for style in styles.values())
+    for group in groups:
+        i = sum(style.paradigm == group.paradigm for style in styles.values())
         line, marker = _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)]
-        styles[name] = RunStyle(name, paradigm, shorten(name), COLOURS[paradigm], line, marker)
+        colour = SHARED_SFT if group.paradigm == "sft" and group.shared_origin else COLOURS[group.paradigm]
+        styles[group.name] = RunStyle(group.name, group.paradigm, shorten(group.label), colour, line, marker)
     return styles
 
 
@@ -119,16 +119,21 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def run_legend(figure: Figure, styles: list[RunStyle], extra: list[Line2D] | None = None) -> None:
+def run_legend(figure: Figure, styles: list[RunStyle], extra: Sequence[Artist] | None = None) -> None:
     """One legend below the panels: runs (or paradigms where there are many), then ``extra`` handles."""
     if len(styles) <= MAX_LEGEND:
-        handles = [Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, label=s.label) for s in styles]
+        handles: list[Artist] = [run_handle(style) for style in styles]
     else:
         seen = dict.fromkeys(s.paradigm for s in styles)
         handles = [Line2D([], [], color=COLOURS[p], label=f"{p} ({_count(styles, p)} runs)") for p in seen]
-    handles += extra or []
+    handles += list(extra or [])
     columns = _columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def run_handle(style: RunStyle) -> Line2D:
+    """Legend entry of a run or group."""
+    return Line2D([], [], color=style.colour, linestyle=style.line, marker=style.marker, label=style.label)
 
 
 def _columns(labels: list[str], width: float) -> int:
@@ -137,7 +142,7 @@ def _columns(labels: list[str], width: float) -> int:
         full, longer = divmod(len(labels), columns)
         ends = [0, *accumulate(full + (i < longer) for i in range(columns))]
         widest = [max(map(len, labels[a:b])) for a, b in pairwise(ends)]
-        if sum(0.085 * letters + 0.65 for letters in widest) <= width:
+        if sum(0.085 * letters + 0.75 for letters in widest) <= width:
             return columns
     return 1
 
@@ -185,3 +190,10 @@ def maybe_log(
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 2.5 else (1,)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}"))
+
+
+def few_ticks(axes: Axes) -> None:
+    """At most two labels a decade on a horizontal logarithmic axis: narrow panels have no room for more."""
+    if axes.get_xscale() == "log":
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 1e3 else (1,)))

@@ -1,14 +1,18 @@
-"""The report's tables as plain data: headline, claims, coverage and provenance, ready for the template."""
+"""The report's tables as plain data: headline, coverage and provenance, ready for the template."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
 
+from geopd.report.accuracy_figures import margin
 from geopd.report.drawing import Subject, commonest, main_benchmark
+from geopd.report.groups import Group, half_width
 from geopd.results import METRICS, Results
 from geopd.results.metrics import format_value, metric_of
 from geopd.results.reference import REFERENCE
@@ -28,39 +32,65 @@ MAX_ITEMS = 40
 
 
 def headline(subject: Subject) -> dict[str, Any]:
-    """One line per run at its last step: value and Gaussian null of each headline metric, and accuracy."""
+    """One line per group at its last step: value, interval and Gaussian null of each headline metric, and accuracy.
+
+    ``lines`` are the baselines (all runs where nothing is tagged), ``others`` the tagged groups.
+    """
     summary = {line["run"]: line for line in summarise(subject.results).iter_rows(named=True)}
-    scores, score_label = _scores(subject.results)
-    lines = []
-    for run, style in subject.styles.items():
-        if run not in summary:
-            continue
-        line = summary[run] | {"rotation": rotation(summary[run])}
-        cells = [{"value": _show(metric, line.get(metric)), "null": _null(metric, line)} for metric, _ in HEADLINE]
-        lines.append(
-            {
-                "run": run,
-                "paradigm": style.paradigm,
-                "colour": style.colour,
-                "origin": _origin(line["origin"]),
-                "step": "–" if line["step"] is None else str(line["step"]),
-                "matrices": line["matrices"],
-                "cells": cells,
-                "score": scores.get(run, "–"),
-                "left_out": _left_out(subject.results, line),
-            }
-        )
+    scores, score_label = _scores(subject)
+    lines = {
+        name: _line(subject, group, [summary[run] for run in group.runs if run in summary], scores)
+        for name, group in subject.groups.items()
+        if any(run in summary for run in group.runs)
+    }
     reference = [
         {"run": f"Qwen3-8B {p.upper()}", "cells": [REFERENCE[metric][p] for metric, _ in HEADLINE], "paradigm": p}
         for p in ("sft", "opd", "rlvr")
     ]
-    origins = {(line["origin"]) for line in lines}
+    first = subject.baselines.groups
+    shown = [line for name, line in lines.items() if name in first]
     return {
         "columns": [label for _, label in HEADLINE],
-        "lines": lines,
+        "lines": shown,
+        "others": [line for name, line in lines.items() if name not in first],
         "reference": reference,
         "score_label": score_label,
-        "origins": len(origins),
+        "runs": sum(len(group.runs) for group in subject.groups.values()),
+        "seeds": max((len(group.runs) for group in subject.groups.values()), default=1),
+        "origins": len({line["origin"] for line in shown}),
+    }
+
+
+def _line(subject: Subject, group: Group, found: list[dict[str, Any]], scores: dict[str, str]) -> dict[str, Any]:
+    style = subject.styles[group.name]
+    found = [line | {"rotation": rotation(line)} for line in found]
+    steps = [line["step"] for line in found if line["step"] is not None]
+    tags = ", ".join(f"{k} {v}" for k, v in group.tags.items())
+    origin = _origin(found[0]["origin"])
+    if len(group.runs) > 1:  # each seed has its own; the folder's name without the seed stands for all
+        origin = re.sub(r"-s\d+(?=/|$)", "", origin)
+    return {
+        "run": group.name,
+        "paradigm": group.paradigm,
+        "about": tags or f"{group.paradigm}, from {origin}",
+        "colour": style.colour,
+        "origin": origin,
+        "step": str(max(steps)) if steps else "–",
+        "seeds": len(found),
+        "cells": [_cell(metric, found) for metric, _ in HEADLINE],
+        "score": scores.get(group.name, "–"),
+        "left_out": _left_out(subject.results, found),
+    }
+
+
+def _cell(metric: str, found: list[dict[str, Any]]) -> dict[str, str]:
+    values = [line[metric] for line in found if line.get(metric) is not None]
+    nulls = [null for line in found if (null := _null(metric, line)) is not None]
+    half = half_width(values)
+    return {
+        "value": show(metric, fmean(values) if values else None),
+        "half": "" if half is None else show_half(metric, half),
+        "null": f"null {show(metric, fmean(nulls))}" if nulls else "",
     }
 
 
@@ -70,107 +100,54 @@ def _origin(path: str | None) -> str:
     return "/".join(parts[-2:] if parts[-1][-1].isdigit() else parts[-1:])
 
 
-def _share(explained: float | None) -> str:
-    """A share of the contrast; outside 0 to 1 digits say nothing: the null has more than all of it, or the opposite."""
-    if explained is None:
-        return "–"
-    return "over 100%" if explained > 1 else "none" if explained < 0 else f"{100 * explained:.0f}%"
-
-
-def _left_out(results: Results, line: dict[str, Any]) -> str:
-    parts = [
-        f"{line[s]} {s} value{'' if line[s] == 1 else 's'}" for s in ("undefined", "unresolved", "failed") if line[s]
-    ]
+def _left_out(results: Results, found: list[dict[str, Any]]) -> str:
+    counts = {s: sum(line[s] for line in found) for s in ("undefined", "unresolved", "failed")}
+    parts = [f"{n} {s} value{'' if n == 1 else 's'}" for s, n in counts.items() if n]
+    runs = [line["run"] for line in found]
     if parts:
-        mine = rows_of(results).filter(pl.col("run") == line["run"])
+        mine = rows_of(results).filter(pl.col("run").is_in(runs))
         parts[-1] += f" (most often: {commonest(mine)})"
-    about = results.manifest.get("coverage", {}).get(line["run"], {})
-    if failed := len(about.get("failed", [])):
+    failed = sum(len(results.manifest.get("coverage", {}).get(run, {}).get("failed", [])) for run in runs)
+    if failed:
         parts.append(f"{failed} {'matrix' if failed == 1 else 'matrices'} that could not be measured")
     return ", ".join(parts)
 
 
-def _show(metric: str, value: float | None) -> str:
+def show(metric: str, value: float | None) -> str:
+    """A value for human eyes; ``rotation`` in degrees."""
     return f"{value:.3g}°" if metric == "rotation" and value is not None else format_value(metric, value)
 
 
-def _null(metric: str, line: dict[str, Any]) -> str:
-    value = rotation(line, "_null_gaussian") if metric == "rotation" else line.get(f"{metric}_null_gaussian")
-    return "" if value is None else f"null {_show(metric, value)}"
+def show_half(metric: str, half: float) -> str:
+    """Half an interval for human eyes: of a share in percent with two digits, however small it is."""
+    return f"± {100 * half:.2g} %" if metric_of(metric).unit.startswith("share of") else f"± {show(metric, half)}"
 
 
-def _scores(results: Results) -> tuple[dict[str, str], str]:
-    """Each run's last score on one benchmark, with the half-width of its 95% interval."""
-    if (kind := main_benchmark(results.evaluations)) is None:
+def _null(metric: str, line: dict[str, Any]) -> float | None:
+    return rotation(line, "_null_gaussian") if metric == "rotation" else line.get(f"{metric}_null_gaussian")
+
+
+def _scores(subject: Subject) -> tuple[dict[str, str], str]:
+    """Each group's last score on one benchmark, with the half-width of its 95% interval."""
+    if (kind := main_benchmark(subject.results.evaluations)) is None:
         return {}, ""
-    benchmark, decoding = kind
-    chosen = results.evaluations.filter((pl.col("benchmark") == benchmark) & (pl.col("decoding") == decoding))
-    last = chosen.sort("step").group_by("run", maintain_order=True).last()
+    table = subject.accuracies
+    chosen = table.filter((pl.col("benchmark") == kind[0]) & (pl.col("decoding") == kind[1]))
+    last = chosen.filter(pl.col("step").eq_missing(pl.col("step").max().over("run")))
     texts = {
-        line["run"]: f"{100 * line['value']:.1f} %" + (f" ± {196 * line['se']:.1f}" if line["se"] is not None else "")
-        for line in last.iter_rows(named=True)
+        line["run"]: f"{100 * line['value']:.1f} %" + (f" ± {100 * half:.1f}" if (half := margin(line)) else "")
+        for line in subject.fold(last).iter_rows(named=True)
     }
-    return texts, f"accuracy ({benchmark}, {decoding})"
-
-
-def claims_table(results: Results) -> dict[str, Any]:
-    """``claims.json`` with its numbers written out for the page, and what all its reasons have in common."""
-    statements = [s for claim in results.claims for c in claim["comparisons"] for s in c["statements"]]
-    reasons = [s["reason"] for s in statements if s["verdict"] == "unresolved"]
-    common = max(sorted(set(filter(None, reasons))), key=reasons.count, default="")
-    return {
-        "lines": [
-            claim | {"comparisons": [c | {"numbers": _numbers(c), "parts": _parts(c)} for c in claim["comparisons"]]}
-            for claim in results.claims
-        ],
-        "common_reason": common,
-        "nothing": all(claim["shows_here"] == "not measured" for claim in results.claims),
-    }
-
-
-def _numbers(comparison: dict[str, Any]) -> list[dict[str, str]]:
-    """One line per role: each run's number and, where there is one, its null's."""
-    metric = str(comparison["quantity"]).split(" (")[0].replace(" ", "_").replace("visible_density", "update_sparsity")
-    metric = "rotation" if metric.startswith("mean_rotation") else metric
-    measured, nulls = comparison["measured"], comparison["null_measured"]
-    lines = []
-    for role in ("sft", "opd", "rlvr"):
-        runs = [run for run in comparison["runs"].get(role, []) if run in measured]
-        if not runs:
-            continue
-        shown = [
-            f"{v['first']:.3g} → {v['last']:.3g}" if isinstance(v := measured[run], dict) else _show(metric, v)
-            for run in runs
-        ]
-        null = ", ".join(dict.fromkeys(_show(metric, nulls[run]) for run in runs if run in nulls))
-        name = runs[0] if len(runs) == 1 else f"{role.upper()}, {len(runs)} seeds"
-        lines.append({"run": name, "value": ", ".join(shown), "null": f"null {null}" if null else ""})
-    return lines
-
-
-def _parts(comparison: dict[str, Any]) -> list[dict[str, str]]:
-    """A claim's statements with their estimates, intervals and nulls written out."""
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3g}"
-
-    return [
-        {
-            "text": s["text"] + (f" (± {s['margin']:.2g})" if s["margin"] is not None else ""),
-            "estimate": number(s["estimate"]),
-            "interval": "–" if s["interval"] is None else " to ".join(map(number, s["interval"])),
-            "null": number(s["null_estimate"]),
-            "share": _share(s["explained_share"]),
-        }
-        for s in comparison["statements"]
-    ]
+    return texts, f"accuracy ({kind[0]}, {kind[1]})"
 
 
 def moved_most(subject: Subject, n: int = 10) -> list[dict[str, Any]]:
-    """For each run the matrices that moved most, with the numbers of the headline written out."""
+    """For the first run of each baseline the matrices that moved most, with the headline's numbers written out."""
     tables = []
-    for run in subject.styles:
-        lines = movers(subject.results, run, n).to_dicts() if run in set(subject.results.measurements["run"]) else []
+    results = subject.baselines.results
+    measured = set(results.measurements["run"].unique())
+    for run in [group.runs[0] for group in subject.baselines.groups.values()]:
+        lines = movers(results, run, n).to_dicts() if run in measured else []
         if not lines:
             continue
         by = lines[0]["ranked_by"]
@@ -179,7 +156,7 @@ def moved_most(subject: Subject, n: int = 10) -> list[dict[str, Any]]:
                 line["matrix"],
                 format_value(by, line["value"]),
                 format_value("update_sparsity", line["update_sparsity"]),
-                " / ".join(_show("rotation", line[f"rotation_{side}_mean_deg"]) for side in ("left", "right")),
+                " / ".join(show("rotation", line[f"rotation_{side}_mean_deg"]) for side in ("left", "right")),
                 format_value("stable_rank", line["stable_rank"]),
             ]
             for line in lines
@@ -191,14 +168,14 @@ def moved_most(subject: Subject, n: int = 10) -> list[dict[str, Any]]:
 def coverage(results: Results) -> list[dict[str, Any]]:
     """What was matched, skipped and failed, run by run, with reasons; long lists cut."""
     lines = []
+    lost = results.measurements.filter(pl.col("other_run").is_null() & (pl.col("status") != "ok"))
+    counted = (
+        lost.group_by("run", "metric", "status", "note")
+        .len()
+        .sort("len", "metric", "note", descending=[True, False, False])
+    )
     for run, about in sorted(results.manifest.get("coverage", {}).items()):
-        alone = pl.col("other_run").is_null()
-        mine = results.measurements.filter((pl.col("run") == run) & alone & (pl.col("status") != "ok"))
-        reasons = (
-            mine.group_by("metric", "status", "note")
-            .len()
-            .sort("len", "metric", "note", descending=[True, False, False])
-        )
+        reasons = counted.filter(pl.col("run") == run)
         lines.append(
             {
                 "run": run,

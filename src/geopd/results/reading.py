@@ -36,6 +36,24 @@ class Results:
         """Texts that whoever made the runs wants in the report (``notes.json``)."""
         return _json_list(self.root / "notes.json")
 
+    @cached_property
+    def gradients(self) -> list[dict[str, Any]]:
+        """Gradient covariances at the anchor (``gradients.json``), one line per seed and matrix; often none.
+
+        Keys: ``seed matrix layer module prompts samples``, the effective ranks ``opd`` and ``rlvr``, their
+        ``log_ratio`` with its ``se``, the same on unit-norm gradients with ``_unit`` behind the name, and ``note``,
+        the reason where a value is null.
+        """
+        return _json_list(self.root / "gradients.json")
+
+    @cached_property
+    def costs(self) -> list[dict[str, Any]]:
+        """What each training stage took (``costs.json``); often none.
+
+        Keys: ``stage paradigm seed tags steps train_seconds evaluate_seconds core_seconds peak_memory_bytes tokens``.
+        """
+        return _json_list(self.root / "costs.json")
+
     def vectors(self, run: str, matrix: str) -> dict[str, np.ndarray]:
         """Angle and singular-value vectors of one matrix of one run; empty where none were stored.
 
