@@ -194,19 +194,23 @@ def test_the_norm_of_the_whole_update_beside_its_divergence(subject: Subject) ->
     assert points.height == kl.height
 
 
-def test_predicted_and_seen_shares_are_one_minus_what_the_tables_hold(subject: Subject) -> None:
-    rows = subject.results.measurements.filter(
-        (pl.col("metric") == "update_sparsity") & ~pl.col("module").is_in(["embedding", "head", "norm"])
+def test_predicted_and_seen_entries_are_the_jaccard_index_beside_its_null(subject: Subject) -> None:
+    sparsity = (pl.col("metric") == "update_sparsity") & ~pl.col("module").is_in(["embedding", "head", "norm"])
+    found = subject.results.measurements.filter(sparsity).with_columns(
+        metric=pl.lit("visible_mask_jaccard"), value=pl.when(pl.col("run") == "opd-s0").then(0.75).otherwise(0.5)
     )
-    lost = rows.with_columns(metric=pl.lit("sub_ulp_share"), value=pl.lit(0.25))
-    both = replace(subject.results, measurements=pl.concat([subject.results.measurements, lost]))
+    nulls = subject.results.nulls.filter(sparsity & (pl.col("null") == "gaussian")).with_columns(
+        metric=pl.lit("visible_mask_jaccard"), mean=pl.lit(0.25)
+    )
+    both = replace(
+        subject.results,
+        measurements=pl.concat([subject.results.measurements, found]),
+        nulls=pl.concat([subject.results.nulls, nulls]),
+    )
     points = visible_points(Subject.of(both).baselines)
-    assert set(points["predicted"]) == {0.75}
-    (line,) = points.filter(pl.col("run") == "opd-s0").head(1).iter_rows(named=True)
-    (share,) = rows.filter(
-        (pl.col("run") == "opd-s0") & (pl.col("step") == 160) & (pl.col("matrix") == line["matrix"])
-    )["value"]
-    assert line["realised"] == pytest.approx(1 - share)
+    assert set(points["predicted"]) == {0.25}
+    assert set(points.filter(pl.col("run") == "opd-s0")["realised"]) == {0.75}
+    assert set(points.filter(pl.col("run") == "rlvr-s0")["realised"]) == {0.5}
 
 
 def test_the_log_ratio_of_gradient_ranks_is_taken_over_seeds_and_over_prompts_with_one() -> None:

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from geopd.report.drawing import KL, Drawing, Subject
 from geopd.report.size_figures import KINDS, kind_of
-from geopd.report.style import COLOURS, INK, MUTED, few_ticks, maybe_log, new_figure, percent_axis
-from geopd.results.summary import rows_of
+from geopd.report.style import COLOURS, INK, MUTED, few_ticks, maybe_log, new_figure
+from geopd.results.summary import matched, rows_of
 
 Points = pl.DataFrame
 
@@ -26,11 +26,12 @@ def gates(subject: Subject) -> Drawing | None:
         "The three gates: how far, how turned, how visible",
         "I: divergence of the policy from its origin, on its own samples, over the norm of the whole update; large "
         "marks are ends of runs. II: sine of the largest principal angle of each matrix over Wedin's bound, norm of "
-        "the update over the spectral gap; matrices without a gap are left out. III: share of entries that moved by "
-        "at least half a bf16 step, over the share that visibly changed; every dot a matrix of a baseline.",
+        "the update over the spectral gap; matrices without a gap are left out. III: the entries that the fp32 update "
+        "moves by half a bf16 step or more, held against those found changed in bf16 (Jaccard index of both sets); "
+        "every dot a matrix of a baseline.",
         "I: a policy that answers to second order alone follows the dashed slope of 2 whatever the direction. II: no "
-        "matrix can lie above the diagonal; far below it the bound says little. III: dots on the diagonal mean that "
-        "the rounding rule alone decides what is seen; only shares are compared, not which entries.",
+        "matrix can lie above the diagonal; far below it the bound says little. III: on the diagonal the prediction is "
+        "as good as it is for an update without any structure: rounding alone decides what is seen.",
     )
     baselines = subject.baselines
     first, second, third = divergence_points(subject), wedin_points(baselines), visible_points(baselines)
@@ -131,27 +132,25 @@ def _bound_panel(axes: Axes, points: Points) -> None:
 
 
 def visible_points(subject: Subject) -> Points:
-    """One line per matrix at the end of each run: ``run matrix paradigm predicted realised``, shares of entries.
+    """One line per matrix at the end of each run: ``run matrix paradigm realised predicted``, Jaccard indices.
 
-    predicted = 1 - ``sub_ulp_share`` (moved by at least half a bf16 step), realised = 1 - ``update_sparsity``.
+    realised = ``visible_mask_jaccard`` of the entries predicted and found visible, predicted = its Gaussian null.
     """
-    rows = rows_of(subject.results, "sub_ulp_share", "update_sparsity").filter(pl.col("status") == "ok")
-    lost = rows.filter(pl.col("metric") == "sub_ulp_share").select("run", "matrix", predicted=1 - pl.col("value"))
-    seen = rows.filter(pl.col("metric") == "update_sparsity").select("run", "matrix", realised=1 - pl.col("value"))
-    return lost.join(seen, on=["run", "matrix"]).join(_known(subject), on="run")
+    rows = rows_of(subject.results, "visible_mask_jaccard")
+    found = matched(rows, rows_of(subject.results, "visible_mask_jaccard", table="nulls"))
+    both = found.select("run", "matrix", realised="value", predicted="null_mean")
+    return both.join(_known(subject), on="run")
 
 
 def _visible_panel(axes: Axes, points: Points) -> None:
-    axes.set_title("III. predicted and seen changes")
-    axes.set_xlabel("moved by half a bf16 step or more")
-    axes.set_ylabel("visibly changed")
+    axes.set_title("III. predicted and seen entries")
+    axes.set_xlabel("agreement of a Gaussian update of the same size")
+    axes.set_ylabel("agreement measured (Jaccard)")
     if points.is_empty():
         axes.text(0.5, 0.5, "needs weights stored wider than bf16", ha="center", color=MUTED, transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
         return
     _diagonal(axes, points, "predicted", "realised", top=1.0)
-    percent_axis(axes)
-    percent_axis(axes, "y")
 
 
 def _diagonal(axes: Axes, points: Points, x: str, y: str, *, top: float) -> None:
@@ -176,6 +175,6 @@ def _gate_facts(first: Points, second: Points, third: Points) -> str:
             f"for {useful}, and the sine is typically {share:.2g} of it"
         )
     if not third.is_empty():
-        off = third.select((pl.col("realised") - pl.col("predicted")).abs().max()).item()
-        parts.append(f"III: predicted and seen shares differ by at most {100 * off:.2g} points")
+        mean, null = third.select(pl.col("realised", "predicted").mean()).row(0)
+        parts.append(f"III: predicted and seen entries agree by {mean:.3f}, those of a Gaussian update by {null:.3f}")
     return "; ".join(parts) + "." if parts else "Too few checkpoints with a divergence."
