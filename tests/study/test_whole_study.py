@@ -64,7 +64,7 @@ def test_arms_differ_in_their_basis_alone_and_start_where_the_baseline_was(full,
     assert arms[0].optimiser.steps == baseline.optimiser.steps - start.step
     assert arms[0].origin == baseline.start
     assert arms[0].optimiser.weight_decay == 0
-    assert set(full.ends) >= {a.name for a in arms}
+    assert set(full.measured) >= {a.name for a in arms}
 
 
 def test_controls_change_one_factor_and_see_the_baselines_draws(full):
@@ -115,8 +115,7 @@ def test_stages_survive_their_json(name):
 def test_narrowing_keeps_what_a_stage_starts_from(full):
     few = narrowed(full, ["opd_v4-s1"])
     assert {stage.name for stage in few.stages} == {"teacher", "base-s1", "sft-s1", "opd-s1", "opd_v4-s1"}
-    assert few.measured == ("sft-s1", "opd-s1")
-    assert few.ends == ("opd_v4-s1",)
+    assert few.measured == ("sft-s1", "opd-s1", "opd_v4-s1")
     with pytest.raises(ValueError, match="--only nothing: matches no stage of scale full"):
         narrowed(full, ["nothing"])
 

@@ -45,6 +45,8 @@ def accuracy(subject: Subject) -> Drawing:
         for style in subject.present(mine):
             _accuracy_line(axes, style, clock, mine.filter(pl.col("run") == style.run))
         axes.set_title(f"{benchmark}, {decoding}")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))  # an interval over few seeds may leave the possible
         percent_axis(axes, "y")
         if clock is not None:
             clock.label(axes)

@@ -11,7 +11,6 @@ from geopd.results import Results
 
 _LATER = {"seeds": None, "seeds_needed": None, "beyond_null": "", "number": "", "question": "", "explained": "no null"}
 """Fields that folders of earlier versions do not have."""
-_MATCHED = ("steps", "accuracy", "norm")
 _OPEN = 2
 """Comparisons of a claim shown without being asked for."""
 
@@ -40,14 +39,17 @@ def claims_table(results: Results) -> dict[str, Any]:
 
 
 def _shown(claim: dict[str, Any]) -> dict[str, Any]:
-    """The comparisons written out: what speaks for the claim and one beside it, the matched ones, and the rest."""
+    """The comparisons written out: what speaks for the claim and one beside it, the others, and the stricter ones.
+
+    A comparison is a stricter one where it takes another comparison's runs at a matched point.
+    """
     every = [_LATER | c | {"numbers": numbers(c), "parts": _parts(c), "place": _place(c)} for c in claim["comparisons"]]
-    plain = [c for c in every if c.get("matched") not in _MATCHED]
+    plain = [c for c in every if "@" not in c["id"]]
     plain.sort(key=lambda c: c["id"] != claim.get("summary"))
     return {
         "comparisons": plain[:_OPEN],
         "folded": plain[_OPEN:],
-        "matched": [c for c in every if c.get("matched") in _MATCHED],
+        "matched": [c for c in every if "@" in c["id"]],
     }
 
 

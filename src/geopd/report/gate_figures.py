@@ -144,7 +144,7 @@ def visible_points(subject: Subject) -> Points:
 
 def _visible_panel(axes: Axes, points: Points) -> None:
     axes.set_title("III. predicted and seen entries")
-    axes.set_xlabel("agreement of a Gaussian update of the same size")
+    axes.set_xlabel("agreement, Gaussian of equal size")
     axes.set_ylabel("agreement measured (Jaccard)")
     if points.is_empty():
         axes.text(0.5, 0.5, "needs weights stored wider than bf16", ha="center", color=MUTED, transform=axes.transAxes)

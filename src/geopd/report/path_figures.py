@@ -153,7 +153,9 @@ def _similarities(subject: Subject, drawing: Drawing, metric: str, label: str) -
         clock.label(axes)
     figure.axes[0].set_ylabel(label)
     run_legend(figure, subject.present(means), path_handles(means, drawn))
-    first = means.filter(pl.col("k") == sizes[-1]).sort("step").group_by("run", maintain_order=True).first()
-    firsts = {run: value for run, value in first.select("run", "value").iter_rows() if run in runs_with_path(means)}
-    shows = f"At the first checkpoint that has it, K = {sizes[-1]}: {extremes(metric, firsts)}." + left_out(rows)
-    return drawing.drawn(figure, shows)
+    paths = means.filter(pl.col("run").is_in(list(runs_with_path(means)))).sort("step")
+    found = []
+    for size in sizes:
+        first = paths.filter(pl.col("k") == size).group_by("run", maintain_order=True).first()
+        found.append(f"K = {size}: {extremes(metric, dict(first.select('run', 'value').iter_rows()))}")
+    return drawing.drawn(figure, f"At the first checkpoint that has it, {'; '.join(found)}." + left_out(rows))

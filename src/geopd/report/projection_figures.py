@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from geopd.report.accuracy_figures import margin
-from geopd.report.curves import band_handle, draw_path, whisker
+from geopd.report.curves import draw_path, whisker
 from geopd.report.drawing import Drawing, Subject
-from geopd.report.groups import Group
+from geopd.report.groups import Group, half_width
 from geopd.report.style import INK, MUTED, new_figure, percent_axis
 
 _BASES = {
@@ -26,6 +28,7 @@ BENCHMARKS = ("held_out", "carries", "subtraction", "no_working", "three_digits"
 """The benchmarks at the end of every arm, in the order shown; others follow by name."""
 CURVE = ("selection", "greedy")
 END = "avg@4"
+_Z = 1.96
 PARADIGMS = ("opd", "sft", "rlvr")
 
 
@@ -82,7 +85,7 @@ def projection_curves(subject: Subject) -> Drawing | None:
         "Greedy accuracy on the selection split against steps since the projection began (vertical line). Grey: the "
         "baseline before and after that point, with weight decay and its own optimiser state; every arm, the free one "
         "too, starts afresh from its checkpoint. Solid: 16 dimensions, dashed: 4, dotted: adapter. Lines are means "
-        "over seeds; shaded: 95% t interval.",
+        "over seeds; shaded: 95% t interval of the difference from the free arm, seed by seed.",
         "A random subspace of as many dimensions knows nothing of the run. Only what the update's own subspace keeps "
         "and the random one loses speaks for a channel.",
         counterpart="Figure 6",
@@ -99,8 +102,10 @@ def projection_curves(subject: Subject) -> Drawing | None:
         found = arms(subject, paradigm)
         shown |= {arm.label: arm for arm, _ in found}
         _curve_panel(column[0], subject, [pair for pair in found if not pair[0].narrow], scores)
-        _curve_panel(column[1], subject, [p for p in found if p[0].narrow or p[1].tags["projection"] == "none"], scores)
-        if not any(arm.narrow for arm, _ in found):
+        if any(arm.narrow for arm, _ in found):
+            kept = [p for p in found if p[0].narrow or p[1].tags["projection"] == "none"]
+            _curve_panel(column[1], subject, kept, scores)
+        else:
             column[1].set_axis_off()
             column[0].tick_params(labelbottom=True)
         column[0].set_title(paradigm.upper())
@@ -110,16 +115,30 @@ def projection_curves(subject: Subject) -> Drawing | None:
     grid[1, 0].set_ylabel("4 dimensions, and the adapter\naccuracy (selection, greedy)")
     handles = _arm_handles(shown)
     handles.append(Line2D([], [], color=MUTED, linewidth=1.0, label="baseline run"))
-    figure.legend(handles=[*handles, band_handle()], loc="outside lower center", ncols=4)
+    handles.append(Patch(facecolor=MUTED, alpha=0.25, linewidth=0, label="difference from free, 95% t interval"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return drawing.drawn(figure, _curve_facts(subject, paradigms, scores))
 
 
 def _curve_panel(axes: Axes, subject: Subject, found: list[tuple[Arm, Group]], scores: pl.DataFrame) -> None:
     if found:
         _baseline_path(axes, subject, found[0][1], scores)
+    paths = {group.name: scores.filter(pl.col("run") == group.name).sort("step") for _, group in found}
+    free = next((paths[group.name] for _, group in found if group.tags["projection"] == "none"), None)
     for arm, group in found:
-        path = scores.filter(pl.col("run") == group.name).sort("step")
+        path = paths[group.name] if free is None else _beside(paths[group.name], free)
         draw_path(axes, path["step"].to_list(), path, color=arm.colour, marker=arm.marker, linestyle=arm.line)
+
+
+def _beside(path: pl.DataFrame, free: pl.DataFrame) -> pl.DataFrame:
+    """An arm's path with the interval of its difference from the free arm, seed by seed, in place of its own."""
+    others = dict(free.select("step", "each").iter_rows())
+    halves = []
+    for step, each in path.select("step", "each").iter_rows():
+        other = others.get(step, [])
+        paired = len(each) == len(other) > 1 and list(each) != list(other)
+        halves.append(half_width([a - b for a, b in zip(each, other, strict=True)]) if paired else None)
+    return path.with_columns(pl.Series("half", halves, dtype=pl.Float64))
 
 
 def _baseline_path(axes: Axes, subject: Subject, arm: Group, scores: pl.DataFrame) -> None:
@@ -176,10 +195,11 @@ def projection_benchmarks(subject: Subject) -> Drawing | None:
     drawing = Drawing(
         "projection_benchmarks",
         "Training inside a channel: benchmarks at the end",
-        "Each mark is an arm's mean accuracy (avg@4). Whiskers: 95% t interval over seeds; with one seed 1.96 standard "
-        "errors over problems. The dotted line is the free arm of the same paradigm.",
-        "An arm to the left of the dotted line, with its whisker, lost by being confined. A random subspace that does "
-        "as well as the update's own says that any few dimensions would do.",
+        "Each mark is what an arm's accuracy (avg@4) differs by from the free arm of the same paradigm, in points, "
+        "seed by seed. Whiskers: 95% t interval of that difference over seeds; with one seed 1.96 standard errors over "
+        "problems. The figure at the line is the free arm's own accuracy.",
+        "An arm left of the line with its whisker lost by being confined. A random subspace that does as well as the "
+        "update's own says that any few dimensions would do.",
         counterpart="Figure 8",
     )
     scores = end_scores(subject)
@@ -202,31 +222,46 @@ def projection_benchmarks(subject: Subject) -> Drawing | None:
 
 def _benchmark_panel(axes: Axes, found: list[tuple[Arm, Group]], scores: pl.DataFrame, *, labels: bool) -> None:
     lines = {line["run"]: line for line in scores.iter_rows(named=True)}
+    free = next((lines.get(group.name) for _, group in found if group.tags["projection"] == "none"), None)
     for y, (arm, group) in enumerate(found):
-        if (line := lines.get(group.name)) is None:
+        if free is None or (line := lines.get(group.name)) is None:
             continue
-        whisker(axes, y, line if line["seeds"] > 1 else line | {"half": margin(line)}, arm.colour)
-        axes.plot(line["value"], y, color=arm.colour, marker=arm.marker, linestyle="", markersize=5)
-        if group.tags["projection"] == "none":
-            axes.axvline(line["value"], color=MUTED, linestyle=(0, (1, 1.5)), linewidth=1.0)
+        if line is free:
+            axes.axvline(0, color=MUTED, linestyle=(0, (1, 1.5)), linewidth=1.0)
+            axes.annotate(f"{100 * free['value']:.0f}%", (0, y), (4, 0), textcoords="offset points", va="center")
+        else:
+            whisker(axes, y, (gap := _gap(line, free)), arm.colour)
+        axes.plot(0 if line is free else gap["value"], y, color=arm.colour, marker=arm.marker, linestyle="")
     axes.set_yticks(range(len(found)), [arm.label if labels else "" for arm, _ in found])
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.15)
     axes.locator_params(axis="x", nbins=3)
-    percent_axis(axes)
+
+
+def _gap(line: dict[str, Any], free: dict[str, Any]) -> dict[str, Any]:
+    """An arm against the free one, in points and paired by seed; over problems where one of them has a single seed."""
+    if line["seeds"] == free["seeds"] > 1:
+        each = [100 * (one - other) for one, other in zip(line["each"], free["each"], strict=True)]
+        return {"value": fmean(each), "each": each, "seeds": len(each), "half": half_width(each)}
+    spread = _Z * math.hypot(line["se"] or 0.0, free["se"] or 0.0)
+    return {"value": 100 * (line["value"] - free["value"]), "seeds": 1, "half": 100 * spread}
 
 
 def _benchmark_facts(subject: Subject, paradigms: list[str], scores: pl.DataFrame) -> str:
-    """Per paradigm the gap of each 16-dimensional gradient arm to the free one, on the first benchmark."""
+    """Per paradigm the gap of each arm in gradient mode to the free one, on the first benchmark."""
     benchmark = benchmark_order(scores)[0]
-    values = dict(scores.filter(pl.col("benchmark") == benchmark).select("run", "value").iter_rows())
+    lines = {line["run"]: line for line in scores.filter(pl.col("benchmark") == benchmark).iter_rows(named=True)}
     parts = []
     for paradigm in paradigms:
-        known = {arm.label: values[g.name] for arm, g in arms(subject, paradigm) if g.name in values}
+        known = {arm.label: lines[g.name] for arm, g in arms(subject, paradigm) if g.name in lines}
         free = known.pop("free", None)
         if free is None or not known:
             continue
-        gaps = ", ".join(f"{label} {100 * (v - free):+.1f}" for label, v in known.items() if "adapter" not in label)
-        parts.append(f"{paradigm.upper()} free {100 * free:.1f}%; against it, in points: {gaps}")
+        gaps = {label: _gap(line, free) for label, line in known.items() if "adapter" not in label}
+        said = ", ".join(
+            f"{label} {gap['value']:+.1f}" + (f" ± {gap['half']:.1f}" if gap["half"] is not None else "")
+            for label, gap in gaps.items()
+        )
+        parts.append(f"{paradigm.upper()} free {100 * free['value']:.1f}%; against it, in points: {said}")
     return f"On {benchmark.replace('_', ' ')}: " + ". ".join(parts) + "."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def study_notes(scale: Scale, stages: Path) -> list[dict[str, str]]:
             ),
         },
     ]
-    if scale.ends:
+    if any(stage.locked for stage in scale.stages):
         notes.append({"title": "Projection arms", "text": _ARMS})
     return [*notes, {"title": "Stages", "text": _stage_table(scale, stages)}]
 
@@ -137,20 +138,38 @@ def write_notes(results: Path, notes: list[dict[str, str]]) -> Path:
 
 
 def _stage_table(scale: Scale, stages: Path) -> str:
-    """A Markdown table: what each stage did, and the held-out accuracy of its last checkpoint."""
-    lines = ["| stage | from | training | held-out accuracy (95% interval) |", "|---|---|---|---|"]
-    for stage in scale.stages:
-        marker = read_marker(stages, stage.name)
-        rows = [row for row in (marker["accuracy"] if marker else []) if row["benchmark"] == "held_out"]
-        accuracy = ", ".join(f"{row['decoding']} {row['value']:.3f} ± {1.96 * row['se']:.3f}" for row in rows)
-        problems = f" ({rows[0]['n']} problems)" if rows else "not evaluated"
-        lines.append(f"| {stage.name} | {_origin(stage)} | {_training(stage)} | {accuracy}{problems} |")
+    """A Markdown table: what each stage did, and the held-out accuracy of its last checkpoint, seed by seed."""
+    lines = ["| stage | from | training | held-out accuracy (95% interval over problems) |", "|---|---|---|---|"]
+    for name, drawn in _by_name(scale).items():
+        markers = [read_marker(stages, stage.name) for stage in drawn]
+        rows = [row for marker in markers if marker for row in marker["accuracy"] if row["benchmark"] == "held_out"]
+        lines.append(f"| {name} | {_origin(drawn[0])} | {_training(drawn[0])} | {_accuracies(rows)} |")
     return "\n".join(lines)
+
+
+def _by_name(scale: Scale) -> dict[str, list[Stage]]:
+    found: dict[str, list[Stage]] = {}
+    for stage in scale.stages:
+        found.setdefault(_without_seed(stage.name), []).append(stage)
+    return found
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"-s\d+$", "", name)
+
+
+def _accuracies(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "not evaluated"
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        kinds.setdefault((row["decoding"], row["n"]), []).append(f"{row['value']:.3f} ± {1.96 * row['se']:.3f}")
+    return "; ".join(f"{decoding} of {n} problems {', '.join(values)}" for (decoding, n), values in kinds.items())
 
 
 def _origin(stage: Stage) -> str:
     if stage.start is not None:
-        return f"{stage.start.stage} at step {stage.start.step}"
+        return f"{_without_seed(stage.start.stage)} at step {stage.start.step}"
     return f"scratch, width {stage.shape.hidden}" if stage.shape is not None else ""
 
 
@@ -163,8 +182,11 @@ def _training(stage: Stage) -> str:
     )
     if stage.on_policy is not None:
         rollouts = stage.on_policy
-        teacher = f", teacher: {stage.teacher.stage} at step {stage.teacher.step}" if stage.teacher else ""
-        signal = "".join(f", {key} {value}" for key, value in stage.tags.items() if stage.locked is None)
+        teacher = (
+            f", teacher: {_without_seed(stage.teacher.stage)} at step {stage.teacher.step}" if stage.teacher else ""
+        )
+        tags = {} if stage.locked else {key: value for key, value in stage.tags.items() if key != "alpha"}
+        signal = "".join(f", {key} {value}" for key, value in tags.items())
         return (
             f"{settings}; {rollouts.prompts} prompts x {rollouts.samples} samples, alpha {rollouts.alpha:g}"
             f"{signal}{teacher}{_confined(stage)}"

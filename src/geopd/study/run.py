@@ -109,9 +109,7 @@ def _measure_and_report(scale: Scale, out: Path, results: Path, *, quiet: bool) 
     from geopd.report import write_report
 
     stages = out / "stages"
-    last = {stage.name: stage.saved[-1] for stage in scale.stages}
     runs = [f"{name}={stage_folder(stages, name)}" for name in scale.measured]
-    runs += [f"{name}={stage_folder(stages, name) / f'checkpoint-{last[name]}'}" for name in scale.ends]
     if not runs:
         raise ValueError("none of these stages is measured: name a run, such as opd, with --only as well")
     measure(

@@ -72,7 +72,7 @@ def work_behind(scale: Scale) -> dict[str, float]:
 
 def predicted_minutes(scale: Scale, workers: int = 2) -> float:
     """Expected minutes of a scale on idle cores: training and evaluation, measuring, claims and report."""
-    checkpoints = sum(len(stage.saved) for stage in scale.stages if stage.name in scale.measured) + len(scale.ends)
+    checkpoints = sum(len(stage.saved) for stage in scale.stages if stage.name in scale.measured)
     training = max(sum(stage.cost for stage in scale.stages) / workers, max(work_behind(scale).values()))
     return (training + checkpoints * _MEASURING_SECONDS / workers) / 60
 

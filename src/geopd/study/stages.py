@@ -210,14 +210,12 @@ class Scale:
         about: one sentence for the report.
         stages: in an order where parents come first.
         measured: names of stages whose runs are measured at every checkpoint.
-        ends: names of stages of which the last checkpoint alone is measured.
     """
 
     name: str
     about: str
     stages: tuple[Stage, ...]
     measured: tuple[str, ...]
-    ends: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         seen: dict[str, Stage] = {}
@@ -230,7 +228,7 @@ class Scale:
             seen[stage.name] = stage
         if len(seen) < len(self.stages):
             raise ValueError(f"scale {self.name} names a stage twice")
-        unknown = {*self.measured, *self.ends} - set(seen)
+        unknown = set(self.measured) - set(seen)
         if unknown:
             raise ValueError(f"scale {self.name} measures unknown stages {sorted(unknown)}: name stages it has")
 

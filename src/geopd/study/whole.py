@@ -79,15 +79,13 @@ def whole_study(core: Scale, grid: Grid, seeds: Sequence[int], name: str, about:
     for seed in seeds:
         extra = [*controls, *variants] if grid.every_seed or seed == seeds[0] else []
         stages += with_seed([*one.values(), *locked, *extra], seed, shared=("teacher",))
-    runs = {stage.name for stage in [*controls, *variants] if stage.tags} | set(core.measured)
+    runs = {stage.name for stage in [*locked, *controls, *variants] if stage.tags} | set(core.measured)
     plain = {stage.name: stage.name.removesuffix(f"-s{stage.seed}") for stage in stages}
-    ends = {stage.name for stage in locked}
     return Scale(
         name=name,
         about=about,
         stages=stages,
         measured=tuple(label for label, stage in plain.items() if stage in runs),
-        ends=tuple(label for label, stage in plain.items() if stage in ends),
     )
 
 
@@ -202,5 +200,4 @@ def narrowed(scale: Scale, only: Sequence[str]) -> Scale:
         scale,
         stages=tuple(stage for stage in scale.stages if stage.name in kept),
         measured=tuple(name for name in scale.measured if name in kept),
-        ends=tuple(name for name in scale.ends if name in kept),
     )
