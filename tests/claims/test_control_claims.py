@@ -86,6 +86,19 @@ def test_the_path_uses_the_largest_spread_on_the_way(tmp_path: Path) -> None:
     assert path["interval"][1] == pytest.approx(student.ppf(0.95, 2) * np.sqrt(2) * 0.2)
 
 
+def test_what_changing_the_paradigm_varies_by_is_taken_where_it_is_known(tmp_path: Path) -> None:
+    """RLVR of the same seeds at a log ratio to OPD of 0.2, 0.2 + 0.15, 0.2 - 0.15, though OPD itself hardly varies."""
+    opd = baselines(0.01)
+    rlvr = [
+        Made(f"rlvr-s{s}", "rlvr", s, ranks={k: v * np.exp(0.2 + 0.15 * d) for k, v in run.ranks.items()})  # type: ignore[union-attr]
+        for s, (run, d) in enumerate(zip(opd, (0, 1, -1), strict=True))
+    ]
+    end = rollouts(tmp_path, *opd, *rlvr, control(1.6, TEACHER))["statements"][0]
+    assert end["yardstick"] == [pytest.approx(0.15), 2]
+    assert end["verdict"] == "unresolved"
+    assert end["seeds_needed"] == 3
+
+
 def test_without_other_baselines_one_seed_settles_nothing(tmp_path: Path) -> None:
     entry = rollouts(tmp_path, *baselines(0.01, seeds=1), control(1.0, TEACHER))
     assert entry["shows_here"] == "yes"

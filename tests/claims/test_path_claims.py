@@ -63,7 +63,7 @@ def test_a_band_that_opd_leaves_in_every_seed_did_not_hold() -> None:
         study(RANKS | {"opd": lambda s: growing(4, 0.4 + 0.02 * s)}, "stable_rank_denoised"), "stable_rank_path"
     )
     assert found["paper"]["verdict"] == "did not hold"
-    assert found["paper"]["deciding"] == "OPD stays within 15%"
+    assert found["paper"]["deciding"] == "OPD's trend over the run is within 15%"
 
 
 def test_a_band_that_the_interval_leaves_is_unresolved() -> None:
@@ -160,6 +160,19 @@ def test_early_alignment_is_held_and_beyond_walks_that_start_alike() -> None:
     assert (found["paper"]["verdict"], found["paper"]["beyond_null"]) == ("held", "yes")
     assert [s["estimate"] for s in found["paper"]["statements"]] == pytest.approx([0.3, 0.5, 0.4, 0.5, 0.4])
     assert "beyond its null" in found["paper"]["sentence"]
+
+
+def test_early_alignment_is_judged_at_every_k_and_the_headline_one_speaks() -> None:
+    results = locked(EARLY, dict.fromkeys(EARLY, 0.2))
+    other = results.measurements.filter(pl.col("metric").str.ends_with("similarity")).with_columns(
+        setting=pl.lit("k=16;view=native"), is_default=pl.lit(False), value=0.9 * pl.col("value")
+    )
+    found = judged(replace(results, measurements=pl.concat([results.measurements, other])), "early_lock")
+    assert {"paper", "same_origin", "paper_k16", "paper_increments_k16"} <= set(found)
+    first, *orders = (s["estimate"] for s in found["paper_k16"]["statements"])
+    assert (first, orders) == (pytest.approx(0.22), pytest.approx([0.45, 0.36, 0.45, 0.36]))
+    assert found["paper"]["statements"][0]["estimate"] == pytest.approx(0.3)
+    assert found["paper_k16"]["label"].endswith(", K = 16")
 
 
 def test_early_alignment_that_the_walks_have_as_well_is_explained_by_them() -> None:

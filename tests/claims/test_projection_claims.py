@@ -93,29 +93,30 @@ def test_sft_loses_reaches_every_verdict(tmp_path: Path, ends: dict[str, Any], v
     assert decided(tmp_path, planted_arms(**PAPER | ends))["sft_k4"]["verdict"] == verdict
 
 
-def test_the_summary_is_at_the_smallest_k_and_needs_both_halves(tmp_path: Path) -> None:
+def test_the_summary_is_at_the_smallest_k_and_needs_every_part(tmp_path: Path) -> None:
     summary = decided(tmp_path, planted_arms(**PAPER))["summary"]
     assert [s["text"] for s in summary["statements"]] == [
+        "OPD in V_4 ends within 2 points of free OPD",
         "SFT loses more in its V_4 than OPD in its own",
         "OPD ends higher in V_4 than in a random 4-dimensional subspace",
     ]
     assert summary["verdict"] == "held"
     as_good = decided(tmp_path, planted_arms(**PAPER | {"opd_random4": 0.74}))["summary"]
     assert as_good["verdict"] == "did not hold"
-    assert as_good["statements"][0]["verdict"] == "held"
+    assert [s["verdict"] for s in as_good["statements"][:2]] == ["held", "held"]
 
 
-def test_one_half_of_the_summary_is_judged_where_the_other_lacks_its_runs(tmp_path: Path) -> None:
+def test_a_part_of_the_summary_is_judged_where_another_lacks_its_runs(tmp_path: Path) -> None:
     runs = [run for run in planted_arms(**PAPER) if not run.name.startswith("sft_update_4")]
     summary = decided(tmp_path, runs)["summary"]
-    assert [s["verdict"] for s in summary["statements"]] == ["not measured", "held"]
+    assert [s["verdict"] for s in summary["statements"]] == ["held", "not measured", "held"]
     assert summary["verdict"] == "unresolved"
     assert summary["reason"].startswith("no run for SFT V_4")
     fewer = [run for run in planted_arms(**PAPER) if run.name != "sft_update_4_gradient_s1"]
     partial = decided(tmp_path, fewer)["summary"]
-    assert [len(s["values"]) for s in partial["statements"]] == [2, 3]
+    assert [len(s["values"]) for s in partial["statements"]] == [3, 2, 3]
     assert partial["runs"]["OPD V_4"] == [f"opd_update_4_gradient_s{s}" for s in range(3)]
-    assert partial["left_out"] == ["opd_none_s1", "sft_none_s1"]
+    assert partial["left_out"] == ["sft_none_s1"]
 
 
 def test_where_only_k_16_was_run_the_summary_is_at_16(tmp_path: Path) -> None:

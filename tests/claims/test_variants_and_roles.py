@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from math import exp, log
 
+import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from geopd.claims import decide
-from geopd.claims.roles import casts, origins_redrawn, runs_tagged
+from geopd.claims.roles import casts
 from geopd.claims.variants import VARIANT_BAND
 from geopd.results import Results
 from judged_claims import judged
@@ -35,14 +37,15 @@ def with_variants(*factors: float, variant: str = "moe_teacher") -> Results:
     return results_of(*baselines, *(run(f"v-s{seed}", seed, f, variant) for seed, f in enumerate(factors)))
 
 
-def test_one_seed_of_a_variant_is_described_beside_three_of_the_baseline() -> None:
+def test_one_seed_of_a_variant_is_held_against_the_spread_of_three_baselines() -> None:
     found = judged(with_variants(1.05), "variants")["variant_moe_teacher"]
-    assert (found["shows_here"], found["verdict"], found["seeds"]) == ("yes", "unresolved", 1)
-    assert found["reason"].startswith("one seed")
+    assert (found["shows_here"], found["verdict"], found["seeds"]) == ("yes", "held", 1)
     assert found["runs"] == {"opd": ["opd-s0", "opd-s1", "opd-s2"], "variant": ["v-s0"]}
-    assert [s["estimate"] for s in found["statements"]] == pytest.approx([log(1.05) - 0.01] * 5)
+    assert [s["estimate"] for s in found["statements"]] == pytest.approx([log(1.05)] * 5)
+    half = stats.t.ppf(0.95, 2) * np.sqrt(2) * 0.01
+    assert found["statements"][0]["interval"] == pytest.approx([log(1.05) - half, log(1.05) + half])
     far = judged(with_variants(1.5), "variants")["variant_moe_teacher"]
-    assert (far["shows_here"], far["verdict"]) == ("no", "unresolved")
+    assert (far["shows_here"], far["verdict"]) == ("no", "did not hold")
 
 
 @pytest.mark.parametrize(
@@ -123,17 +126,6 @@ def test_sft_from_the_base_and_from_the_anchor_are_told_apart_by_origin() -> Non
     paper, same = casts(results_of(*runs, *base))
     assert (paper.runs("sft"), same.runs("sft")) == (["sft-s0", "sft-s1"], ["sft_continued-s0", "sft_continued-s1"])
     assert paper.redrawn
-
-
-def test_runs_are_found_by_exactly_their_tags() -> None:
-    results = results_of(
-        sparsity("opd-s0", "opd"), sparsity("a", "opd", k="4"), sparsity("b", "opd", 1, k="4", mode="adapter")
-    )
-    assert runs_tagged(results, "opd") == {0: "opd-s0"}
-    assert runs_tagged(results, "opd", k="4") == {0: "a"}
-    assert runs_tagged(results, "opd", k="4", mode="adapter") == {1: "b"}
-    assert origins_redrawn(results, ["a", "b"])
-    assert not origins_redrawn(results, ["opd-s0", "a"])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,11 @@ def brute_force_seeds(values: list[float], margin: float | None) -> int | None:
     mean, sd = np.mean(values), np.std(values, ddof=1)
     for n in range(2, MOST_REPLICATES + 1):
         half = stats.t.ppf(0.975 if margin is None else 0.95, n - 1) * sd / n**0.5
-        if (mean - half > 0) if margin is None else (-margin < mean - half and mean + half < margin):
+        low, high = mean - half, mean + half
+        inside, outside = (low > 0, high < 0)
+        if margin is not None:
+            inside, outside = (-margin < low and high < margin), (low > margin or high < -margin)
+        if inside or outside:
             return n
     return None
 
@@ -42,10 +46,16 @@ def test_the_seeds_needed_are_the_fewest_that_a_search_finds(margin: float | Non
 
 @pytest.mark.parametrize(
     ("values", "margin"),
-    [([0.3], None), ([-0.1, -0.3, 0.1], None), ([0.3, 0.1, 0.4], 0.14), ([1e-6, -1e-6, 3e-9], None)],
+    [([0.3], None), ([], 0.14), ([0.1, -0.1, 1e-6], None), ([1e-6, -1e-6, 3e-9], None)],
 )
 def test_no_number_of_seeds_is_named_where_more_would_not_help(values: list[float], margin: float | None) -> None:
     assert replicates_needed(values, margin=margin) is None
+
+
+def test_one_value_and_a_spread_known_from_elsewhere_name_the_seeds_that_such_values_would_need() -> None:
+    same = [0.5 + 0.2 * d for d in (-1.0, 1.0, 0.0)]  # mean .5, standard deviation .2
+    assert replicates_needed([0.5], margin=0.14, spread=0.2) == replicates_needed(same, margin=0.14)
+    assert replicates_needed([-0.5], spread=0.2) == replicates_needed(same)
 
 
 def test_a_contrast_is_explained_if_both_one_sided_tests_reject() -> None:

@@ -40,7 +40,7 @@ report and other tools: a list with one entry per claim, each with the fields
     - ``reason``: why it is not decided, or null; ``sentence``: the above in words;
 - ``shows_here``, ``null_shows``, ``verdict``, ``beyond_null``, ``explained``, ``estimate``, ``interval``, ``seeds``,
   ``seeds_needed``, ``reason``, ``sentence``: those of the comparison that speaks for the claim, named by ``summary``
-  (its id): the earliest one of those in which most roles have a run.
+  (its id): the earliest one of those in which most roles have a run, or for C10 to C13 the first.
 """
 
 from geopd.claims.catalogue import CLAIMS, decide, decide_claims

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import polars as pl
 
 from geopd.claims.comparisons import Comparison
 from geopd.claims.endpoints import NAMES, by_seed
@@ -20,14 +23,29 @@ def early_alignment(results: Results) -> list[Comparison]:
 
     Both are compared at the later of the first checkpoints, by training progress and, for the similarity to the end,
     by the share of the final update norm that is reached as well. ``beyond_null`` is about the differences less those
-    of random walks with the runs' own increments.
+    of random walks with the runs' own increments. The headline K speaks; every other K that was measured follows.
     """
-    return [*_to_the_end(results), *_between_increments(results)]
+    found = [*_to_the_end(results), *_between_increments(results)]
+    for k in _other_sizes(results):
+        found += [*_to_the_end(results, k), *_between_increments(results, k)]
+    return found
 
 
-def _to_the_end(results: Results) -> list[Comparison]:
-    found = paths(results, "subspace_similarity")
-    null, nulls = null_paths(results, "subspace_similarity", ("random_walk", "gaussian"))
+def _other_sizes(results: Results) -> list[int]:
+    rows = results.measurements.filter((pl.col("metric") == "subspace_similarity") & ~pl.col("is_default"))
+    sizes = rows["setting"].unique().str.extract(r"(?:^|;)k=(\d+)(?:;|$)").drop_nulls().cast(pl.Int64)
+    return sorted(set(sizes.to_list()))
+
+
+def _at(k: int | None) -> tuple[dict[str, Any], str, str]:
+    """What picks a K other than the headline one, and how its comparisons are marked."""
+    return ({}, "", "") if k is None else ({"k": k, "view": "native"}, f"_k{k}", f", K = {k}")
+
+
+def _to_the_end(results: Results, k: int | None = None) -> list[Comparison]:
+    size, suffix, note = _at(k)
+    found = paths(results, "subspace_similarity", **size)
+    null, nulls = null_paths(results, "subspace_similarity", ("random_walk", "gaussian"), **size)
     lines, norms = Lines("similarity to the final subspace", found, null, nulls), paths(results, "update_norm")
 
     def look(cast: Cast) -> tuple[Lines, list[Statement]]:
@@ -36,24 +54,25 @@ def _to_the_end(results: Results) -> list[Comparison]:
         orders = [*_above(cast, "progress", found, nulls, None), *_above(cast, "norm", found, nulls, norms)]
         return lines, [half, *orders]
 
-    return over_paths(results, look, null_at=lambda path: path[0][1])
+    return over_paths(results, look, suffix=suffix, note=note, null_at=lambda path: path[0][1])
 
 
 def _over_half(found: dict[str, Path]) -> dict[str, float]:
     return {run: path[0][1] - HIGH_SIMILARITY for run, path in found.items() if len(path) > 1}
 
 
-def _between_increments(results: Results) -> list[Comparison]:
+def _between_increments(results: Results, k: int | None = None) -> list[Comparison]:
+    size, suffix, note = _at(k)
     lines = Lines(
         "similarity of successive increments",
-        paths(results, "increment_similarity"),
-        *null_paths(results, "increment_similarity", ("random_walk", "gaussian")),
+        paths(results, "increment_similarity", **size),
+        *null_paths(results, "increment_similarity", ("random_walk", "gaussian"), **size),
     )
 
     def look(cast: Cast) -> tuple[Lines, list[Statement]]:
         return lines, _above(cast, "progress", lines.found, lines.nulls, None)
 
-    return over_paths(results, look, suffix="_increments", note=", on successive increments")
+    return over_paths(results, look, suffix=f"_increments{suffix}", note=f", on successive increments{note}")
 
 
 def _above(

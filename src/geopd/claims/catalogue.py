@@ -10,7 +10,7 @@ from typing import Any
 from geopd.claims.alignment import early_alignment
 from geopd.claims.comparisons import Comparison, described
 from geopd.claims.controls import mixture, teacher_rollouts, token_selection
-from geopd.claims.endpoints import MIDDLE_LAYER_ROTATION, VISIBLE_DENSITY, mean_of
+from geopd.claims.endpoints import MEAN_ROTATION, MIDDLE_LAYER_ROTATION, VISIBLE_DENSITY, mean_of
 from geopd.claims.orders import norm_at_stable_rank, ordering, overlap
 from geopd.claims.projection import projection
 from geopd.claims.trajectories import hill_trend, stable_rank_path
@@ -86,6 +86,15 @@ CLAIMS: tuple[Claim, ...] = (
         "SFT turns the middle layer's leading singular subspaces most, then OPD, then RLVR (mean over it).",
         "rotation",
         ordering(MIDDLE_LAYER_ROTATION, "rlvr", "opd", "sft"),
+    ),
+    Claim(
+        "C2b",
+        "RQ1",
+        "mean_rotation_order",
+        "rotation over all layers",
+        "SFT turns the leading singular subspaces most, then OPD, then RLVR (mean over all matrices).",
+        "rotation",
+        ordering(MEAN_ROTATION, "rlvr", "opd", "sft"),
     ),
     Claim(
         "C3",

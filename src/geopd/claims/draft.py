@@ -10,8 +10,9 @@ from typing import Any
 
 from geopd.claims.comparisons import Comparison
 from geopd.claims.orders import BAND
-from geopd.claims.readouts import MIN_CHECKPOINTS, Path, Readouts
+from geopd.claims.readouts import Path, Readouts
 from geopd.claims.tagged import TaggedRun, first_by_seed, redrawn
+from geopd.claims.trajectories import MIN_CHECKPOINTS
 from geopd.claims.verdicts import Statement
 
 

@@ -70,19 +70,28 @@ VISIBLE_DENSITY = Endpoint(("update_sparsity",), _visible_density)
 """``1 - sparsity`` averaged over matrices without weights, as in the mask figure."""
 
 
+_ROTATIONS = ("rotation_left_mean_deg", "rotation_right_mean_deg")
+
+
 def _middle_layer_rotation(results: Results) -> Numbers:
-    metrics = MIDDLE_LAYER_ROTATION.metrics
-    rows = rows_of(results, *metrics)
+    rows = rows_of(results, *_ROTATIONS)
     layers = rows["layer"].drop_nulls().unique().sort()
     if layers.is_empty():
         return Numbers("rotation")
     middle = layers[len(layers) // 2]
-    rows = rows.filter(pl.col("layer") == middle)
+    return _rotation(results, rows.filter(pl.col("layer") == middle), f"of layer {middle}")
+
+
+def _mean_rotation(results: Results) -> Numbers:
+    return _rotation(results, rows_of(results, *_ROTATIONS), "over matrices")
+
+
+def _rotation(results: Results, rows: pl.DataFrame, where: str) -> Numbers:
     values = _both_sides(aggregate(rows), "value")
-    nulls = aggregate_nulls(rows, rows_of(results, *metrics, table="nulls"))
+    nulls = aggregate_nulls(rows, rows_of(results, *_ROTATIONS, table="nulls"))
     name = _first(nulls)
     null_values = _both_sides(nulls.filter(pl.col("null") == (name or "")), "null_mean")
-    return Numbers(f"mean rotation of layer {middle}, degrees", values, name, null_values)
+    return Numbers(f"mean rotation {where}, degrees", values, name, null_values)
 
 
 def _both_sides(lines: pl.DataFrame, column: str) -> dict[str, float]:
@@ -92,8 +101,10 @@ def _both_sides(lines: pl.DataFrame, column: str) -> dict[str, float]:
     return {run: angle for run, line in sides.items() if (angle := rotation(line)) is not None}
 
 
-MIDDLE_LAYER_ROTATION = Endpoint(("rotation_left_mean_deg", "rotation_right_mean_deg"), _middle_layer_rotation)
+MIDDLE_LAYER_ROTATION = Endpoint(_ROTATIONS, _middle_layer_rotation)
 """Mean principal angle of both sides over the matrices of the middle layer, in degrees."""
+MEAN_ROTATION = Endpoint(_ROTATIONS, _mean_rotation)
+"""The same over the matrices of all layers."""
 
 
 def _first(nulls: pl.DataFrame) -> str | None:

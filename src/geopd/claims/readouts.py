@@ -17,8 +17,6 @@ from geopd.results.summary import rows_of
 
 RANKS = ("stable_rank_denoised", "stable_rank")
 DESCRIBED = ("update_norm", "hill_tail")
-MIN_CHECKPOINTS = 3
-"""Fewer common checkpoints are no path."""
 _UNRESOLVED = "the stable rank without rounding noise is not resolved for every matrix and checkpoint"
 
 
@@ -83,11 +81,12 @@ class Readouts:
         return Path({step: values for step, values in found.items() if len(values) == len(names)})
 
     def spread(self, steps: Sequence[int], baselines: dict[int, TaggedRun]) -> tuple[float, int] | None:
-        """What a log ratio of two runs varies by between seeds, from baselines alone, and its degrees of freedom.
+        """What the log ratio of a control to its baseline may vary by between seeds, and its degrees of freedom.
 
-        ``sqrt(2) * sd`` of the log stable rank between the baselines, at the step where that is largest: the difference
-        of two runs that have nothing in common varies by as much. Runs of one seed share base and anchor and vary by
-        less, but how much less one seed cannot show.
+        One control cannot show it. A control changes the signal, so taken is what changing the paradigm varies by: the
+        largest sd over seeds of the log ratio between the baselines and those of another paradigm from the same
+        origins, over paradigms and the steps they share. Without such, ``sqrt(2) * sd`` of the baselines' own logs, as
+        if control and baseline had nothing in common.
 
         Returns:
             None with fewer than two baselines, or where they share origins or lack the steps.
@@ -95,8 +94,26 @@ class Readouts:
         alone = [self.path(self.metric, [run]).values for run in baselines.values()]
         if not steps or not redrawn(baselines) or not all(set(steps) <= set(path) for path in alone):
             return None
+        spreads = [self._beside(steps, baselines, paradigm) for paradigm in sorted({run.paradigm for run in self.runs})]
+        if known := [spread for spread in spreads if spread is not None]:
+            return max(known)
         logs = [[log(next(iter(path[step].values()))) for path in alone] for step in steps]
         return sqrt(2) * max(stdev(values) for values in logs), len(alone) - 1
+
+    def _beside(self, steps: Sequence[int], baselines: dict[int, TaggedRun], paradigm: str) -> tuple[float, int] | None:
+        """The sd over seeds of another paradigm's baselines against these, where it is largest."""
+        paths = []
+        for run in baselines.values():
+            place = paradigm, run.seed, run.origin
+            same = (r for r in self.runs if not r.tags and r != run and (r.paradigm, r.seed, r.origin) == place)
+            other = next(same, None)
+            if other is not None:
+                paths.append((self.path(self.metric, [run, other]), other, run))
+        shared = set(steps).intersection(*(path.values for path, *_ in paths))
+        if len(paths) < 2 or not shared:
+            return None
+        found = [stdev(path.log_ratio(step, *pair) for path, *pair in paths) for step in sorted(shared)]
+        return max(found), len(paths) - 1
 
     def described(self, run: TaggedRun, step: int) -> dict[str, Any]:
         """Stable rank, update norm and Hill tail at a step, each over the run's own ``ok`` matrices."""

@@ -65,20 +65,6 @@ def tags_of(row: dict[str, Any]) -> dict[str, str]:
     return {str(k): str(v) for k, v in json.loads(row["tags"] or "{}").items()}
 
 
-def runs_tagged(results: Results, paradigm: str, **tags: str) -> dict[int, str]:
-    """By seed the measured run of a paradigm whose tags are exactly these; without tags a baseline.
-
-    A run without a seed counts as seed 0. Runs that share paradigm, tags and seed (SFT from the base and from the
-    anchor) compete: the one named like its paradigm wins, then the shortest name.
-    """
-    measured = set(results.measurements["run"])
-    found: dict[int, list[str]] = {}
-    for row in results.runs.sort("run").iter_rows(named=True):
-        if row["paradigm"] == paradigm and row["run"] in measured and tags_of(row) == tags:
-            found.setdefault(row["seed"] or 0, []).append(row["run"])
-    return {seed: _ranked(names, paradigm)[0] for seed, names in sorted(found.items())}
-
-
 def origins_redrawn(results: Results, runs: Iterable[str]) -> bool:
     """Whether these runs have at least two seeds and each seed an origin of its own."""
     wanted = set(runs)

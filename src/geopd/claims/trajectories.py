@@ -18,6 +18,7 @@ from geopd.results import Results
 from geopd.results.summary import aggregate, aggregate_nulls, complete, rows_of
 
 MIN_CHECKPOINTS = 3
+"""Fewer are no path."""
 
 Path = list[tuple[float, float]]
 """(progress, value) in step order; progress is step over last step."""
@@ -31,10 +32,12 @@ def paths(results: Results, metric: str, **parameters: Any) -> dict[str, Path]:
     return _paths(aggregate(_along(results, metric, **parameters)), "value", results)
 
 
-def null_paths(results: Results, metric: str, names: tuple[str, ...]) -> tuple[str | None, dict[str, Path]]:
+def null_paths(
+    results: Results, metric: str, names: tuple[str, ...], **parameters: Any
+) -> tuple[str | None, dict[str, Path]]:
     """The first of the named nulls that is there, averaged over the same matrices."""
-    rows = _along(results, metric)
-    nulls = aggregate_nulls(rows, rows_of(results, metric, every_step=True, table="nulls"))
+    rows = _along(results, metric, **parameters)
+    nulls = aggregate_nulls(rows, rows_of(results, metric, every_step=True, table="nulls", **parameters))
     found = set(nulls["null"])
     name = next((name for name in names if name in found), None)
     return name, _paths(nulls.filter(pl.col("null") == (name or "")), "null_mean", results)
@@ -132,7 +135,10 @@ def over_paths(
 
 
 def hill_trend(results: Results) -> list[Comparison]:
-    """SFT and OPD rise, RLVR falls; unresolved where the sign of a slope depends on the k of the index."""
+    """SFT and OPD rise, RLVR falls; unresolved where the sign of a slope depends on the k of the index.
+
+    Where one k alone was measured nothing can be said of the others.
+    """
     lines = Lines(
         "Hill tail index over training",
         paths(results, "hill_tail"),
@@ -192,7 +198,7 @@ def _band_and_ends(cast: Cast, lines: Lines) -> list[Statement]:
     gap = order("RLVR ends within 15% of OPD", opd, rlvr, null_low=null_opd, null_high=null_rlvr)
     return [
         _trend(cast, "sft", 1, lines.found, lines.nulls),
-        Statement("OPD stays within 15%", slopes, null_slopes, margin=BAND),
+        Statement("OPD's trend over the run is within 15%", slopes, null_slopes, margin=BAND),
         _trend(cast, "rlvr", -1, lines.found, lines.nulls),
         replace(gap, margin=BAND, contrast=False),
         order("OPD ends below SFT", opd, sft, null_low=null_opd, null_high=null_sft),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, log
+from math import exp, log, sqrt
+from statistics import stdev
 
 from geopd.claims.comparisons import Comparison
 from geopd.claims.endpoints import Endpoint, Numbers, mean_of, only
@@ -30,7 +31,8 @@ _METRICS: tuple[tuple[str, str, float], ...] = (
 def stable_over_variants(results: Results) -> list[Comparison]:
     """Each metric of every OPD run tagged ``variant`` is within a declared share of the baseline OPD's.
 
-    Seeds that both have are paired; a variant with a single seed is described beside the mean over all baseline seeds.
+    Seeds that both have are paired. A variant with a single seed has ``sqrt(2) * sd`` of the baselines' logs for its
+    spread: variants may have another student or domain and so share nothing with their baseline.
     """
     variants: dict[str, dict[int, str]] = {}
     measured = set(results.measurements["run"])
@@ -113,15 +115,21 @@ def _within(text: str, margin: float, numbers: Numbers, variant: dict[int, str],
         _log_ratios(numbers.nulls, variant, baseline),
         margin=margin,
         reason=reason if values else None,
+        yardstick=_spread(numbers.values, baseline) if len(values) == 1 else None,
     )
 
 
+def _spread(values: dict[str, float], baseline: dict[int, str]) -> tuple[float, int] | None:
+    logs = [log(values[run]) for run in baseline.values() if values.get(run, 0) > 0]
+    return (sqrt(2) * stdev(logs), len(logs) - 1) if len(logs) > 1 else None
+
+
 def _log_ratios(values: dict[str, float], variant: dict[int, str], baseline: dict[int, str]) -> dict[int, float]:
-    """Log of variant over baseline by seed: paired where two seeds have both, else over the baseline's mean log."""
+    """Log of variant over baseline by seed: paired where seeds have both, else over the baseline's mean log."""
     logs = [{s: log(values[run]) for s, run in runs.items() if values.get(run, 0) > 0} for runs in (variant, baseline)]
     mine, theirs = logs
     common = sorted(mine.keys() & theirs.keys())
-    if len(common) > 1:
+    if common:
         return {seed: mine[seed] - theirs[seed] for seed in common}
     mean = sum(theirs.values()) / len(theirs) if theirs else None
     return {} if mean is None else {seed: value - mean for seed, value in mine.items()}

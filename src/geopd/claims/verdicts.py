@@ -80,7 +80,9 @@ def judge(statement: Statement, seeds: int, redrawn: bool) -> dict[str, Any]:
     share = None
     if statement.contrast and common:  # of the seeds that have both
         share = explained_share(sum(against), sum(nulls[s] for s in common))
-    spread_decides = verdict == UNRESOLVED and redrawn and len(values) > 1 and not statement.reason
+    single = statement.yardstick[0] if len(values) == 1 and statement.yardstick else None
+    known = single is not None or (redrawn and len(values) > 1)
+    needed = replicates_needed(values, margin=statement.margin, spread=single) if known else None
     return {
         "text": statement.text,
         "values": {str(seed): value for seed, value in sorted(statement.values.items())},
@@ -96,7 +98,7 @@ def judge(statement: Statement, seeds: int, redrawn: bool) -> dict[str, Any]:
         "beyond_null": _beyond(beyond, statement, redrawn),
         "explained_share": share,
         "explained": _explained(beyond, against, statement, redrawn),
-        "seeds_needed": replicates_needed(values, margin=statement.margin) if spread_decides else None,
+        "seeds_needed": needed if verdict == UNRESOLVED and not statement.reason else None,
         "reason": reason if estimate is not None else statement.reason or "a run or value it needs is missing",
     }
 

@@ -41,7 +41,7 @@ def sentence(entry: dict[str, Any]) -> str:
 def _over_seeds(entry: dict[str, Any]) -> str:
     """The verdict in words, where there is one, and what the null leaves of it."""
     if entry["verdict"] == UNRESOLVED and entry["seeds_needed"]:
-        return f" Over seeds: unresolved; {entry['seeds_needed']} seeds would settle it at the spread seen so far."
+        return f" Over seeds: unresolved; about {entry['seeds_needed']} seeds would settle it either way."
     single = any(s["yardstick"] and len(s["values"]) == 1 for s in entry["statements"])
     over = "By one seed and the baselines' spread over seeds" if single else "Over seeds"
     if entry["verdict"] == FAILED:

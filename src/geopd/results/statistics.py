@@ -76,23 +76,28 @@ MOST_REPLICATES = 1000
 """More replicates than this are no answer to how many would settle a question."""
 
 
-def replicates_needed(values: Sequence[float], *, margin: float | None = None) -> int | None:
-    """The smallest number of replicates that would decide, at the observed mean ``x`` and standard deviation ``s``.
+def replicates_needed(
+    values: Sequence[float], *, margin: float | None = None, spread: float | None = None
+) -> int | None:
+    """The smallest number of replicates that would decide either way, at the observed mean ``x`` and spread ``s``.
 
-    Without a margin the least n >= 2 with ``t_(n-1, .975) * s / sqrt(n) < x``; with one the least with
-    ``|x| + t_(n-1, .95) * s / sqrt(n) < margin`` (two one-sided tests at 5%).
+    Without a margin the least n >= 2 with ``t_(n-1, .975) * s / sqrt(n) < |x|``; with one the least with
+    ``t_(n-1, .95) * s / sqrt(n) < |margin - |x||`` (two one-sided tests at 5%). As many decide about every second time,
+    since mean and spread are themselves estimates.
+
+    Args:
+        values: one number a replicate.
+        margin: of an equivalence.
+        spread: the standard deviation, where it is known from elsewhere; by default that of the values.
 
     Returns:
-        The number, or None with fewer than two values, where the mean is on the wrong side of zero or outside the
-        margin, or above ``MOST_REPLICATES``.
+        The number, or None where fewer than two values show no spread, or above ``MOST_REPLICATES``.
     """
-    if len(values) < 2:
+    if not values or (len(values) < 2 and spread is None):
         return None
     array = np.asarray(values, dtype=np.float64)
-    mean, spread = float(array.mean()), float(array.std(ddof=1))
-    room, tail = (mean, 0.975) if margin is None else (margin - abs(mean), 0.95)
-    if room <= 0:
-        return None
+    mean, spread = float(array.mean()), float(array.std(ddof=1)) if spread is None else spread
+    room, tail = (abs(mean), 0.975) if margin is None else (abs(margin - abs(mean)), 0.95)
     n = np.arange(2, MOST_REPLICATES + 1)
     enough = stdtrit(n - 1, tail) * spread / np.sqrt(n) < room
     return int(n[enough][0]) if enough.any() else None

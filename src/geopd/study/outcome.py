@@ -14,6 +14,7 @@ from geopd.study.stage_evaluation import GRADIENTS
 from geopd.study.stages import Phase, Scale, Stage, stage_folder
 
 __all__ = [
+    "HILL_K",
     "PRINCIPAL_RANK",
     "ROTATION_K",
     "SIMILARITY_K",
@@ -28,6 +29,7 @@ __all__ = [
 ROTATION_K = "p/8"
 PRINCIPAL_RANK = "p/64"
 SIMILARITY_K = (4, 16)
+HILL_K = (16, 8, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,9 @@ def study_notes(scale: Scale, stages: Path) -> list[dict[str, str]]:
             "text": (
                 f"Ranks are shares of p = min(rows, columns) of each matrix, chosen before any result was seen because "
                 f"the paper's values would cover these matrices whole: rotation k = {ROTATION_K}, principal rank "
-                f"{PRINCIPAL_RANK} with a floor of 2, similarity K = {' and '.join(map(str, SIMILARITY_K))}. Training "
-                "settings were chosen by accuracy on the selection split and by time, not by geometry. Adam's betas, "
-                "epsilon and weight decay are equal for opd, rlvr and both fine-tuning stages."
+                f"{PRINCIPAL_RANK} with a floor of 2, similarity K = {' and '.join(map(str, SIMILARITY_K))}, Hill k = "
+                f"{HILL_K[0]}. Training settings were chosen by accuracy on the selection split and by time, not by "
+                "geometry. Adam's betas, epsilon and weight decay are equal for opd, rlvr and both fine-tuning stages."
             ),
         },
         {

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from geopd.study.outcome import (
+    HILL_K,
     PRINCIPAL_RANK,
     ROTATION_K,
     SIMILARITY_K,
@@ -116,7 +117,9 @@ def _measure_and_report(scale: Scale, out: Path, results: Path, *, quiet: bool) 
         base="origin",
         runs=runs,
         out=results,
-        options=MeasureOptions(rotation_k=ROTATION_K, principal_rank=PRINCIPAL_RANK, similarity_k=SIMILARITY_K),
+        options=MeasureOptions(
+            rotation_k=ROTATION_K, principal_rank=PRINCIPAL_RANK, similarity_k=SIMILARITY_K, hill_k=HILL_K
+        ),
         workers=_WORKERS,
         replace=True,  # a stage that ran again with other settings keeps its label
         quiet=quiet,
