@@ -22,7 +22,7 @@ __all__ = ["Schedule", "StageFailedError", "StageStatus", "predicted_minutes", "
 
 _POLL_SECONDS = 0.2
 _TERMINATION_SECONDS = 5.0
-_MEASURING_SECONDS = 2.0  # core-seconds a checkpoint, claims and report included
+_MEASURING_SECONDS = 1.0  # core-seconds a checkpoint, claims and report included
 
 
 class StageFailedError(RuntimeError):
