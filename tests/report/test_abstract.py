@@ -63,21 +63,26 @@ def test_a_sentence_has_the_means_over_seeds_the_closest_estimate_and_its_interv
         ({"beyond_null": "no null"}, "held (no null)."),
         ({"verdict": "did not hold"}, "; did not hold."),
         ({"verdict": "unresolved"}, "; unresolved."),
-        ({"verdict": "unresolved", "seeds_needed": 7}, "; unresolved, 7 seeds would settle it at this spread."),
-        (ONE, "; one seed shows it, as update size alone would."),
+        ({"verdict": "unresolved", "seeds_needed": 7}, "; unresolved, about 7 seeds would settle it either way."),
+        (ONE, "; unresolved; one seed shows it, as update size alone would."),
         (ONE | {"null_shows": "no"}, "; one seed shows it, update size would not."),
         (ONE | {"shows_here": "partly", "null_shows": "partly"}, "shows it in part, update size alone would in part."),
         (ONE | {"shows_here": "no"}, "; one seed does not show it."),
         (ONE | {"null_shows": "no null"}, "; one seed shows it."),
+        (ONE | {"verdict": "did not hold"}, "; did not hold by one seed and the baselines' spread."),
+        (
+            ONE | {"verdict": "held", "beyond_null": "no null"},
+            "; held by one seed and the baselines' spread (no null).",
+        ),
     ],
 )
 def test_each_verdict_has_its_words(changes: dict[str, Any], ending: str) -> None:
     assert said(**changes).endswith(ending)
 
 
-def test_a_margin_is_named_beside_its_estimate() -> None:
+def test_a_margin_is_named_beside_its_estimate_and_its_interval_is_at_90_percent() -> None:
     bounded = comparison(deciding="within 15%", statements=[{"text": "within 15%", "margin": 0.14}])
-    assert "within 15%: 0.5 [0.25, 0.75], margin 0.14;" in said(comparisons=[bounded])
+    assert "within 15%: 0.5 [0.25, 0.75; 90%], margin 0.14;" in said(comparisons=[bounded])
 
 
 def test_paths_are_told_from_first_to_last_and_what_is_more_than_a_number_is_left_to_the_tables() -> None:
@@ -111,10 +116,22 @@ def test_the_opening_counts_verdicts_and_what_the_null_explains() -> None:
     ]
     assert opening(claims) == (
         "Of 5 claims 2 held (1 explained by the null, 1 beyond it), 1 did not hold, 1 stays unresolved, "
-        "1 was not measured. It has one seed: no verdict, only what it shows."
+        "1 was not measured. C1 has one seed and no spread to set it beside: no verdict, only what it shows."
     )
     assert opening([claim(verdict="not measured")] * 2) == "None of its 2 claims could be measured in this folder."
     assert "one seed" not in opening([claim(verdict="unresolved")])
+
+
+def test_the_opening_says_beside_what_the_claims_of_one_seed_are_set() -> None:
+    beside = comparison(statements=[{"text": "SFT < OPD", "margin": None, "yardstick": [0.1, 2]}])
+    one = ONE | {"comparisons": [beside]}
+    decided = claim(**one | {"verdict": "did not hold", "number": "C12"})
+    text = opening([claim(), decided, claim(**one, number="C13"), claim(**ONE, number="C14")])
+    assert text.endswith(
+        "1 did not hold, 2 stay unresolved. C12 and C13 have one seed each, set beside the spread that seeds give the "
+        "baselines. C14 has one seed and no spread to set it beside: no verdict, only what it shows."
+    )
+    assert "no verdict" not in opening([decided])
 
 
 def test_one_paragraph_a_question_without_further_views_and_without_what_was_not_measured() -> None:

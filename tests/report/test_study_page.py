@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import pytest
 
 from geopd.claims import decide_claims
 from geopd.report import write_report
-from geopd.report.claims_table import claims_table
+from geopd.report.claims_table import claims_table, parts
 from geopd.report.drawing import Subject
 from geopd.report.gallery import FIGURES, STUDY_FIGURES
 from geopd.report.study_tables import Table, study_tables
 from geopd.report.tables import headline, moved_most, show_half
 from geopd.results import read_results
 from geopd.results.summary import aggregate, rows_of
-from synthetic_results import STUDY, Folder
+from synthetic_results import STUDY, Folder, write_notes
 
 
 class Text(HTMLParser):
@@ -67,7 +68,14 @@ def test_the_headline_has_a_line_a_baseline_and_the_others_apart(subject: Subjec
     cell = about["lines"][2]["cells"][5]
     assert cell["value"] == f"{seeds.mean():.3g}"
     assert cell["half"] == f"± {4.302652729911275 * seeds.std() / 3**0.5:.3g}"
-    assert about["origins"] == 2
+    assert about["origins"] == subject.results.runs["origin_digest"].n_unique() == 6  # a base and an anchor per seed
+    assert about["own_origins"] == 3
+
+
+def test_seeds_that_share_an_origin_are_not_said_to_have_their_own(subject: Subject) -> None:
+    shared = subject.results.runs.with_columns(origin_digest=pl.col("origin"))
+    about = headline(replace(subject, results=replace(subject.results, runs=shared)))
+    assert (about["origins"], about["own_origins"]) == (2, 0)
 
 
 def test_a_small_half_interval_of_a_share_is_not_rounded_away() -> None:
@@ -106,6 +114,41 @@ def test_tables_name_runs_after_their_tags_and_count_their_seeds(tables: dict[st
     assert tables["table_projections"].rows[0][0] == ("OPD free", "3 seeds")
     seeds = {row[0][0]: row[2][0] for row in tables["table_runs"].rows}
     assert seeds["rlvr"] == "0, 1, 2"
+
+
+def test_a_variant_with_a_student_of_its_own_is_not_said_to_start_where_the_baselines_start(subject: Subject) -> None:
+    other = pl.when(pl.col("run") == "opd-strings-s0").then(pl.lit("x")).otherwise(pl.col("origin_digest"))
+    runs = subject.results.runs.with_columns(origin_digest=other)
+    found = study_tables(replace(subject, results=replace(subject.results, runs=runs)))
+    (table,) = [t for t in found if t.name == "table_runs"]
+    starts = {row[0][0]: row[-1][0] for row in table.rows}
+    assert starts["opd: variant strings"] == starts["sft"] == "its own origin"
+    assert starts["opd"] == starts["opd: rollouts teacher"] == "origin of the on-policy baselines"
+
+
+def test_a_table_names_the_place_of_the_settings_only_where_there_is_one(full_folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(full_folder, tmp_path / "results")
+    for place in (None, ("notes", "About these runs")):
+        if place:
+            write_notes(root)
+        (table,) = [t for t in study_tables(Subject.of(read_results(root))) if t.name == "table_runs"]
+        assert table.place == place
+        assert ("Tables 2 to 5" in table.note) == bool(place)
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ({"margin": None, "values": {"0": 1.0, "1": 2.0}}, "95%, 2 seeds"),
+        ({"margin": 0.1, "values": {"0": 1.0, "1": 2.0, "2": 1.0}}, "90%, 3 seeds"),
+        ({"margin": 0.1, "values": {"0": 1.0}}, "90%, one seed by the baselines' spread"),
+        ({"margin": None, "values": {"0": 1.0}, "interval": None}, ""),
+    ],
+)
+def test_an_interval_is_shown_with_its_level_and_what_it_is_over(statement: dict[str, object], said: str) -> None:
+    plain = {"text": "a < b", "estimate": 1.0, "interval": [0.5, 1.5], "null_estimate": None, "explained_share": None}
+    (part,) = parts({"statements": [plain | statement]})
+    assert part["kind"] == said
 
 
 def test_costs_are_folded_over_seeds_and_added_up(subject: Subject, tables: dict[str, Table]) -> None:

@@ -126,8 +126,9 @@ def _reason(comparison: Comparison, statements: list[dict[str, Any]], shows: str
     if verdict == HELD:
         return None
     if verdict == FAILED:
-        failed = next(s["text"] for s in statements if s["verdict"] == FAILED)
-        return f"the interval over seeds excludes this: {failed}"
+        failed = next(s for s in statements if s["verdict"] == FAILED)
+        of = "over seeds" if len(failed["values"]) > 1 else "of one seed, by the baselines' spread over seeds,"
+        return f"the interval {of} excludes this: {failed['text']}"
     if shows == NOT_MEASURED:
         given = (s.reason for s in comparison.statements if s.reason)
         return next(given, "the metric, or enough checkpoints of it, was not measured")

@@ -63,9 +63,33 @@ def opening(claims: list[dict[str, Any]]) -> str:
         (len(claims) - len(measured), f"{'was' if len(claims) - len(measured) == 1 else 'were'} not measured"),
     ]
     text = f"Of {len(claims)} claims " + ", ".join(f"{n} {word}" for n, word in counted if n) + "."
-    if open_ and all((c.get("seeds") or 0) < 2 for c in open_):
-        text += f" {'It has' if len(open_) == 1 else 'These have'} one seed: no verdict, only what it shows."
+    return text + _of_one_seed(measured)
+
+
+def _of_one_seed(measured: list[dict[str, Any]]) -> str:
+    """Which claims rest on one seed, and what it is held against."""
+    one = [c for c in measured if _alone(c)]
+    beside = [c for c in one if any(s.get("yardstick") for s in spokesman(c)["statements"])]
+    rest = [c for c in one if c not in beside]
+    text = ""
+    if beside:
+        text += f" {_listed(beside)} {_have(beside)}, set beside the spread that seeds give the baselines."
+    if rest:
+        text += f" {_listed(rest)} {_have(rest)} and no spread to set it beside: no verdict, only what it shows."
     return text
+
+
+def _listed(claims: list[dict[str, Any]]) -> str:
+    *first, last = [c["number"] for c in claims]
+    return f"{', '.join(first)} and {last}" if first else str(last)
+
+
+def _have(claims: list[dict[str, Any]]) -> str:
+    return "has one seed" if len(claims) == 1 else "have one seed each"
+
+
+def _alone(claim: dict[str, Any]) -> bool:
+    return (claim.get("seeds") or 0) < 2
 
 
 def _of_null(held: list[dict[str, Any]]) -> str:
@@ -118,33 +142,37 @@ def quantity(comparison: dict[str, Any]) -> str:
 
 
 def deciding_text(claim: dict[str, Any], summary: dict[str, Any]) -> str:
-    """The statement nearest to the decision line with its estimate and its interval over seeds in brackets."""
+    """The statement nearest to the decision line, its estimate and in brackets its interval, at 95% or as said."""
     estimate, interval, text = claim.get("estimate"), claim.get("interval"), summary.get("deciding")
     if estimate is None or not text:
         return ""
     margin = next((s["margin"] for s in summary["statements"] if s["text"] == text), None)
-    limits = "" if interval is None else f" [{interval[0]:.3g}, {interval[1]:.3g}]"
+    level = "" if margin is None else "; 90%"
+    limits = "" if interval is None else f" [{interval[0]:.3g}, {interval[1]:.3g}{level}]"
     return f"{text}: {estimate:.3g}{limits}" + ("" if margin is None else f", margin {margin:.2g}")
 
 
 def verdict_text(claim: dict[str, Any], summary: dict[str, Any]) -> str:
-    """The verdict over seeds with the null's part; with one seed what it shows."""
+    """The verdict with the null's part; with one seed what that rests on, and what it shows where it is open."""
     null = _NULLS.get(str(summary.get("null")), "its null")
+    by = " by one seed and the baselines' spread" if _alone(claim) else ""
     if claim["verdict"] == "held":
         beyond = {
             "yes": f", beyond {null}",
             "no": f", but {null} gives even more of it",
             "unresolved": f"; whether beyond {null} is unresolved",
         }.get(str(claim.get("beyond_null")), " (no null)")
-        return "held" + (f", explained by {null}" if claim.get("explained") == "yes" else beyond)
+        return f"held{by}" + (f", explained by {null}" if claim.get("explained") == "yes" else beyond)
     if claim["verdict"] == "did not hold":
-        return "did not hold"
-    alone = {"yes": f", as {null} alone would", "partly": f", {null} alone would in part", "no": f", {null} would not"}
-    if (claim.get("seeds") or 0) < 2:
-        shown = {"yes": "shows it", "partly": "shows it in part", "no": "does not show it"}[claim["shows_here"]]
-        return f"one seed {shown}" + (alone.get(claim["null_shows"], "") if claim["shows_here"] != "no" else "")
+        return f"did not hold{by}"
     needed = claim.get("seeds_needed")
-    return "unresolved" + (f", {needed} seeds would settle it at this spread" if needed else "")
+    settled = f", about {needed} seeds would settle it either way" if needed else ""
+    alone = {"yes": f", as {null} alone would", "partly": f", {null} alone would in part", "no": f", {null} would not"}
+    if _alone(claim):
+        shown = {"yes": "shows it", "partly": "shows it in part", "no": "does not show it"}[claim["shows_here"]]
+        also = alone.get(claim["null_shows"], "") if claim["shows_here"] != "no" else ""
+        return f"unresolved{settled}; one seed {shown}{also}"
+    return f"unresolved{settled}"
 
 
 def otherwise_text(claim: dict[str, Any], summary: dict[str, Any]) -> str:
@@ -159,6 +187,6 @@ def otherwise_text(claim: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def _outcome(claim: dict[str, Any], comparison: dict[str, Any]) -> str:
-    if (claim.get("seeds") or 0) < 2 and comparison["verdict"] not in ("held", "did not hold"):
+    if _alone(claim) and comparison["verdict"] not in ("held", "did not hold"):
         return _SHOWN[comparison["shows_here"]]
     return str(comparison["verdict"])

@@ -43,7 +43,7 @@ def _shown(claim: dict[str, Any]) -> dict[str, Any]:
 
     A comparison is a stricter one where it takes another comparison's runs at a matched point.
     """
-    every = [_LATER | c | {"numbers": numbers(c), "parts": _parts(c), "place": _place(c)} for c in claim["comparisons"]]
+    every = [_LATER | c | {"numbers": numbers(c), "parts": parts(c), "place": _place(c)} for c in claim["comparisons"]]
     plain = [c for c in every if "@" not in c["id"]]
     plain.sort(key=lambda c: c["id"] != claim.get("summary"))
     return {
@@ -89,18 +89,28 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _parts(comparison: dict[str, Any]) -> list[dict[str, str]]:
+def parts(comparison: dict[str, Any]) -> list[dict[str, str]]:
     """A claim's statements with their estimates, intervals and nulls written out."""
     return [
         {
             "text": s["text"] + (f" (± {s['margin']:.2g})" if s["margin"] is not None else ""),
             "estimate": _number(s["estimate"]),
             "interval": "–" if s["interval"] is None else " to ".join(map(_number, s["interval"])),
+            "kind": _kind(s),
             "null": _number(s["null_estimate"]),
             "share": _share(s["explained_share"]),
         }
         for s in comparison["statements"]
     ]
+
+
+def _kind(statement: dict[str, Any]) -> str:
+    """Level and kind of a statement's interval; empty where it has none."""
+    if statement["interval"] is None:
+        return ""
+    level = "95%" if statement["margin"] is None else "90%"
+    seeds = len(statement["values"])
+    return f"{level}, " + (f"{seeds} seeds" if seeds > 1 else "one seed by the baselines' spread")
 
 
 def _share(explained: float | None) -> str:

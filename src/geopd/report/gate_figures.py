@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from geopd.report.drawing import KL, Drawing, Subject
+from geopd.report.groups import half_width
 from geopd.report.size_figures import KINDS, kind_of
 from geopd.report.style import COLOURS, INK, MUTED, few_ticks, maybe_log, new_figure
 from geopd.results.summary import matched, rows_of
@@ -24,14 +25,15 @@ def gates(subject: Subject) -> Drawing | None:
     drawing = Drawing(
         "gates",
         "The three gates: how far, how turned, how visible",
-        "I: divergence of the policy from its origin, on its own samples, over the norm of the whole update; large "
-        "marks are ends of runs. II: sine of the largest principal angle of each matrix over Wedin's bound, norm of "
-        "the update over the spectral gap; matrices without a gap are left out. III: the entries that the fp32 update "
-        "moves by half a bf16 step or more, held against those found changed in bf16 (Jaccard index of both sets); "
-        "every dot a matrix of a baseline.",
+        "I: divergence of the policy from the origin of its run (of fine-tuning from the base that is the base), on "
+        "its own samples, over the norm of the whole update; large marks are ends of runs. II: sine of the largest "
+        "principal angle of each matrix over Wedin's bound, norm of the update over the spectral gap; matrices without "
+        "a gap are left out. III: the entries that the fp32 update moves by half a bf16 step or more, held against "
+        "those found changed in bf16 (Jaccard index of both sets); every dot a matrix of a baseline.",
         "I: a policy that answers to second order alone follows the dashed slope of 2 whatever the direction. II: no "
-        "matrix can lie above the diagonal; far below it the bound says little. III: on the diagonal the prediction is "
-        "as good as it is for an update without any structure: rounding alone decides what is seen.",
+        "matrix can lie above the diagonal; far below it the bound says little. III: on the diagonal predicted and "
+        "seen entries agree as well as for an update of the same size without any structure; where most entries are "
+        "seen, most of any agreement is density.",
     )
     baselines = subject.baselines
     first, second, third = divergence_points(subject), wedin_points(baselines), visible_points(baselines)
@@ -52,7 +54,7 @@ def gates(subject: Subject) -> Drawing | None:
         if kind in kinds and len(kinds) > 1
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
-    return drawing.drawn(figure, _gate_facts(first, second, third))
+    return drawing.drawn(figure, _gate_facts(baselines, first, second, third))
 
 
 def _known(subject: Subject) -> pl.DataFrame:
@@ -132,13 +134,16 @@ def _bound_panel(axes: Axes, points: Points) -> None:
 
 
 def visible_points(subject: Subject) -> Points:
-    """One line per matrix at the end of each run: ``run matrix paradigm realised predicted``, Jaccard indices.
+    """One line per matrix at the end of each run: ``run matrix paradigm realised predicted density``.
 
-    realised = ``visible_mask_jaccard`` of the entries predicted and found visible, predicted = its Gaussian null.
+    realised = ``visible_mask_jaccard`` of the entries predicted and found visible, predicted = its Gaussian null, both
+    Jaccard indices; density = share of entries seen, 1 - update sparsity.
     """
     rows = rows_of(subject.results, "visible_mask_jaccard")
     found = matched(rows, rows_of(subject.results, "visible_mask_jaccard", table="nulls"))
     both = found.select("run", "matrix", realised="value", predicted="null_mean")
+    seen = rows_of(subject.results, "update_sparsity").filter(pl.col("status") == "ok")
+    both = both.join(seen.select("run", "matrix", density=1 - pl.col("value")), on=["run", "matrix"])
     return both.join(_known(subject), on="run")
 
 
@@ -160,12 +165,33 @@ def _diagonal(axes: Axes, points: Points, x: str, y: str, *, top: float) -> None
     axes.plot([low, top], [low, top], color=INK, linewidth=1.0)
 
 
-def _gate_facts(first: Points, second: Points, third: Points) -> str:
-    parts = []
-    good = first.filter((pl.col("kl") > 0) & (pl.col("norm") > 0))
-    if good.height > 2:
-        slope = float(np.polyfit(np.log(good["norm"].to_numpy()), np.log(good["kl"].to_numpy()), 1)[0])
-        parts.append(f"I: over {good.height} checkpoints the divergence grows with the norm to the power {slope:.2f}")
+def slopes(points: Points) -> dict[str, float]:
+    """Least-squares slope of ln KL against ln norm within each run, over its checkpoints with a positive value of both.
+
+    Runs with fewer than three such checkpoints, or with one norm throughout, have none.
+    """
+    good = points.filter((pl.col("kl") > 0) & (pl.col("norm") > 0))
+    found = {}
+    for (run,), mine in good.group_by("run"):
+        if mine.height > 2 and mine["norm"].n_unique() > 1:
+            found[str(run)] = float(np.polyfit(np.log(mine["norm"].to_numpy()), np.log(mine["kl"].to_numpy()), 1)[0])
+    return found
+
+
+def _slope_facts(baselines: Subject, points: Points) -> str:
+    """Mean slope of each baseline's runs, with half its 95% t interval over seeds."""
+    found, parts = slopes(points), []
+    for name, group in baselines.groups.items():
+        if mine := [found[run] for run in group.runs if run in found]:
+            half = half_width(mine)
+            parts.append(f"{name} {np.mean(mine):.2f}" + ("" if half is None else f" ± {half:.2f}"))
+    if not parts:
+        return ""
+    return f"I: within a run the divergence from its origin grows with the norm to the power {', '.join(parts)}"
+
+
+def _gate_facts(baselines: Subject, first: Points, second: Points, third: Points) -> str:
+    parts = [slope] if (slope := _slope_facts(baselines, first)) else []
     if not second.is_empty():
         above = second.filter(pl.col("sine") > pl.col("bound")).height
         share = second.select((pl.col("sine") / pl.col("bound")).median()).item()
@@ -175,6 +201,10 @@ def _gate_facts(first: Points, second: Points, third: Points) -> str:
             f"for {useful}, and the sine is typically {share:.2g} of it"
         )
     if not third.is_empty():
-        mean, null = third.select(pl.col("realised", "predicted").mean()).row(0)
-        parts.append(f"III: predicted and seen entries agree by {mean:.3f}, those of a Gaussian update by {null:.3f}")
+        mean, null, density = third.select(pl.col("realised", "predicted", "density").mean()).row(0)
+        unrelated = third.select((pl.col("density") / (2 - pl.col("density"))).mean()).item()
+        parts.append(
+            f"III: {100 * density:.1f}% of the entries are seen; predicted and seen agree by {mean:.3f}, those of a "
+            f"Gaussian update by {null:.3f}, unrelated masks of that density would by {unrelated:.3f}"
+        )
     return "; ".join(parts) + "." if parts else "Too few checkpoints with a divergence."

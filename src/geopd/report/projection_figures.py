@@ -15,7 +15,9 @@ from matplotlib.patches import Patch
 from geopd.report.curves import draw_path, whisker
 from geopd.report.drawing import Drawing, Subject
 from geopd.report.groups import Group, half_width
+from geopd.report.leaks import leak_of, leak_range
 from geopd.report.style import INK, MUTED, new_figure, percent_axis
+from geopd.results.summary import aggregate, rows_of
 
 _BASES = {
     "none": ("free", "#222222", "o"),
@@ -181,6 +183,14 @@ def end_scores(subject: Subject) -> pl.DataFrame:
     return subject.fold(last, ["benchmark", "decoding"])
 
 
+def update_norms(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Folded relative update norms at the end of every arm that has one: from the run's origin, means over matrices."""
+    groups = [g for g in subject.groups.values() if arm_of(g) is not None]
+    means = aggregate(rows_of(subject.only(groups).results, "relative_update_norm"))
+    folded = subject.fold(means.filter(pl.col("value").is_not_null()))
+    return {line["run"]: line for line in folded.iter_rows(named=True)}
+
+
 def benchmark_order(scores: pl.DataFrame) -> list[str]:
     """Benchmarks in the order shown."""
     found = set(scores["benchmark"])
@@ -197,7 +207,8 @@ def projection_benchmarks(subject: Subject) -> Drawing | None:
         "Training inside a channel: benchmarks at the end",
         "Each mark is what an arm's accuracy (avg@4) differs by from the free arm of the same paradigm, in points, "
         "seed by seed. Whiskers: 95% t interval of that difference over seeds; with one seed 1.96 standard errors over "
-        "problems. The figure at the line is the free arm's own accuracy.",
+        "problems. The figure at the line is the free arm's own accuracy. Arms are matched in K, mode, learning rate "
+        "and steps, not in the length of their steps.",
         "An arm left of the line with its whisker lost by being confined. A random subspace that does as well as the "
         "update's own says that any few dimensions would do.",
         counterpart="Figure 8",
@@ -264,4 +275,25 @@ def _benchmark_facts(subject: Subject, paradigms: list[str], scores: pl.DataFram
             for label, gap in gaps.items()
         )
         parts.append(f"{paradigm.upper()} free {100 * free['value']:.1f}%; against it, in points: {said}")
-    return f"On {benchmark.replace('_', ' ')}: " + ". ".join(parts) + "."
+    return f"On {benchmark.replace('_', ' ')}: " + ". ".join(parts) + "." + _channel_facts(subject, paradigms)
+
+
+def _channel_facts(subject: Subject, paradigms: list[str]) -> str:
+    """How far the arms in gradient mode left their subspace, and how long their updates are beside the free arm's."""
+    leaks, lengths, norms = list[str](), list[str](), update_norms(subject)
+    for paradigm in paradigms:
+        confined = {arm.label: g for arm, g in arms(subject, paradigm) if g.tags.get("mode") == "gradient"}
+        found = [leak for group in confined.values() if (leak := leak_of(subject.results, group)) is not None]
+        if found:
+            leaks.append(f"{paradigm.upper()} {leak_range(found)}")
+        free = next((norms.get(g.name) for _, g in arms(subject, paradigm) if g.tags["projection"] == "none"), None)
+        ratios = {a: norms[g.name]["value"] / free["value"] for a, g in confined.items() if free and g.name in norms}
+        if ratios:
+            longest = max(ratios, key=ratios.__getitem__)
+            lengths.append(f"{paradigm.upper()} {min(ratios.values()):.2f} to {ratios[longest]:.2f} ({longest})")
+    text = ""
+    if leaks:
+        text += f" Leak of the arms in gradient mode, the increment's energy outside the subspace: {', '.join(leaks)}."
+    if lengths:
+        text += f" Their relative update norm is this many times the free arm's: {', '.join(lengths)}."
+    return text

@@ -201,19 +201,26 @@ def _size_legend(legend: Any, points: pl.DataFrame) -> None:
 
 
 def _size_facts(points: pl.DataFrame, panels: list[tuple[str, str]]) -> str:
-    """How much of each metric's variation over runs the nulls have, on the logarithm at the end of runs."""
+    """Range of each metric over the ends of runs, and where it lies beside its null: median and range of log ratios."""
     parts = []
     for metric, label in panels:
         ends = points.filter((pl.col("metric") == metric) & pl.col("last") & pl.col("null_mean").is_not_null())
         ends = ends.filter((pl.col("value") > 0) & (pl.col("null_mean") > 0))
         if ends.height < 3:
             continue
-        off = ends.select((pl.col("value") / pl.col("null_mean")).log().abs().median().exp()).item()
+        ratios = ends.select(ratio=pl.col("value") / pl.col("null_mean"))["ratio"]
+        off, least, most = np.exp(np.quantile(np.log(ratios.to_numpy()), [0.5, 0.0, 1.0]))
         spread = ends.select(pl.col("value").max() / pl.col("value").min()).item()
         name = "rotation_left_mean_deg" if metric == "rotation" else metric
         low, high = format_value(name, ends["value"].min()), format_value(name, ends["value"].max())  # type: ignore[arg-type]
         parts.append(
-            f"{label}: {low} to {high} over {ends.height} runs (a factor of {spread:.3g}), typically a factor of "
-            f"{off:.3g} from its null"
+            f"{label}: {low} to {high} over {ends.height} runs (a factor of {spread:.3g}), at the median "
+            f"{_beside(off)} its null ({_beside(least)} to {_beside(most)}; above it in {int((ratios > 1).sum())} runs)"
         )
     return "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "."
+
+
+def _beside(ratio: float) -> str:
+    """A ratio as a percentage above or below."""
+    off = 100 * abs(ratio - 1)
+    return f"{off:{'.0f' if off >= 10 else '.2g'}}% {'above' if ratio >= 1 else 'below'}"

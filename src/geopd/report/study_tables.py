@@ -1,4 +1,4 @@
-"""Tables of a whole study: sparsity by module, variants, projections, controls, learning rates, costs, settings."""
+"""Tables of a whole study: sparsity by module, variants, projections, controls, learning rates, costs, runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from geopd.report.accuracy_figures import margin
 from geopd.report.control_figures import METRICS, baseline_of, mixtures, paths
 from geopd.report.drawing import Subject, main_benchmark
 from geopd.report.groups import Group
+from geopd.report.leaks import leak_cell, leak_of
 from geopd.report.map_figures import module_order
-from geopd.report.projection_figures import PARADIGMS, arms, benchmark_order, end_scores
+from geopd.report.projection_figures import PARADIGMS, arms, benchmark_order, end_scores, update_norms
 from geopd.report.tables import show_half
 from geopd.report.variant_figures import variant_groups
 from geopd.results.metrics import format_value, metric_of
@@ -45,6 +46,8 @@ class Table:
     note: str
     head: tuple[str, ...]
     rows: list[list[tuple[str, str]]]
+    place: tuple[str, str] | None = None
+    """Where the page says more: an anchor and the text of the link that ends the note."""
 
 
 def study_tables(subject: Subject) -> list[Table]:
@@ -52,7 +55,7 @@ def study_tables(subject: Subject) -> list[Table]:
     whole = subject.seeded or any(group.tags for group in subject.groups.values())
     found: list[Table | None] = []
     if whole:
-        found += [_sparsity(subject.baselines), _settings(subject)]
+        found += [_sparsity(subject.baselines), _runs(subject)]
     rates = [g for g in subject.groups.values() if "learning_rate" in g.tags]
     ladder = [g for p in ("opd", "rlvr") if rates and (g := baseline_of(subject, p))] + rates
     found += [
@@ -150,14 +153,20 @@ def _projections(subject: Subject) -> Table | None:
         return None
     benchmarks = benchmark_order(scores)
     lines = {(line["run"], line["benchmark"]): _percent(line) for line in scores.iter_rows(named=True)}
+    norms = update_norms(subject)
     return Table(
         "table_projections",
         "Training inside a channel, benchmarks at the end (Figures 6 and 8 in numbers)",
-        "avg@4 accuracy; ± is half a 95% interval, over seeds where there are several, else over problems.",
-        ("arm", *(b.replace("_", " ") for b in benchmarks)),
+        "avg@4 accuracy; ± is half a 95% interval, over seeds where there are several, else over problems. Arms are "
+        "matched in K, mode, learning rate and steps, not in the length of their steps: see their relative update "
+        "norm. Leak: share of the energy of the increment since the projection began that lies outside the subspace, "
+        "of all matrices together and of the worst matrix of any seed; an adapter's is rounding.",
+        ("arm", "leak", "relative update norm", *(b.replace("_", " ") for b in benchmarks)),
         [
             [
                 (f"{paradigm} {arm.label}", _label(group)[1]),
+                leak_cell(leak_of(subject.results, group)),
+                _with_half("relative_update_norm", norms.get(group.name)),
                 *(lines.get((group.name, b), ("–", "")) for b in benchmarks),
             ]
             for paradigm, arm, group in found
@@ -196,22 +205,33 @@ def _path_cell(metric: str, path: pl.DataFrame | None) -> tuple[str, str]:
     return text, _with_half(metric, last)[1]
 
 
-def _settings(subject: Subject) -> Table:
+def _start(row: dict[str, Any]) -> tuple[int | None, str | None]:
+    """The weights that a run starts from, within its seed."""
+    return row["seed"], row["origin_digest"] or row["origin"]
+
+
+def _runs(subject: Subject) -> Table:
     rows = {row["run"]: row for row in subject.results.runs.to_dicts()}
+    online = [run for g in subject.baselines.groups.values() if g.paradigm in ("opd", "rlvr") for run in g.runs]
+    anchors = {_start(rows[run]) for run in online if run in rows}
     lines = []
     for group in subject.groups.values():
         mine = [rows[run] for run in group.runs if run in rows]
         seeds = ", ".join(str(row["seed"]) for row in mine if row["seed"] is not None)
         steps = ", ".join(map(str, mine[0]["steps"] or [])) if mine else ""
-        origin = "origin of the on-policy runs" if group.shared_origin else "its own origin"
+        shared = bool(mine) and {_start(row) for row in mine} <= anchors
+        origin = "origin of the on-policy baselines" if shared else "its own origin"
         lines.append([_label(group), (group.paradigm, ""), (seeds or "–", ""), (steps or "–", ""), (origin, "")])
+    told = bool(subject.results.notes)
     return Table(
         "table_runs",
-        "Runs and seeds (with the stages' settings, counterpart of Tables 2 to 5)",
+        "Runs, their seeds, checkpoints and origins",
         "A tag names everything in which a run differs from its baseline; lines without tags are baselines. A seed "
-        "redraws the origins too.",
+        "redraws the origins too."
+        + (" What the stages were trained with (counterpart of Tables 2 to 5) is told under" if told else ""),
         ("run", "paradigm", "seeds", "checkpoints at step", "starts from"),
         lines,
+        ("notes", "About these runs") if told else None,
     )
 
 
@@ -230,10 +250,7 @@ def _costs(subject: Subject) -> Table | None:
         [
             (stage, ", ".join(f"{k} {v}" for k, v in json.loads(tags).items())),
             (str(len(rows)), ""),
-            *(
-                (mean(rows, key), "")
-                for key in ("steps", "train_seconds", "evaluate_seconds", "core_seconds", "tokens")
-            ),
+            *((mean(rows, key), "") for key in _COSTS),
             (mean(rows, "peak_memory_bytes", 2**-20), ""),
         ]
         for (stage, tags), rows in folded.items()

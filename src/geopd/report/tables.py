@@ -34,7 +34,8 @@ MAX_ITEMS = 40
 def headline(subject: Subject) -> dict[str, Any]:
     """One line per group at its last step: value, interval and Gaussian null of each headline metric, and accuracy.
 
-    ``lines`` are the baselines (all runs where nothing is tagged), ``others`` the tagged groups.
+    ``lines`` are the baselines (all runs where nothing is tagged), ``others`` the tagged groups; ``origins`` counts the
+    weights that runs start from, ``own_origins`` the seeds where no two of them share one (else 0).
     """
     summary = {line["run"]: line for line in summarise(subject.results).iter_rows(named=True)}
     scores, score_label = _scores(subject)
@@ -48,6 +49,7 @@ def headline(subject: Subject) -> dict[str, Any]:
         for p in ("sft", "opd", "rlvr")
     ]
     first = subject.baselines.groups
+    origins = _origins(subject)
     shown = [line for name, line in lines.items() if name in first]
     return {
         "columns": [label for _, label in HEADLINE],
@@ -57,7 +59,8 @@ def headline(subject: Subject) -> dict[str, Any]:
         "score_label": score_label,
         "runs": sum(len(group.runs) for group in subject.groups.values()),
         "seeds": max((len(group.runs) for group in subject.groups.values()), default=1),
-        "origins": len({line["origin"] for line in shown}),
+        "origins": len({digest for digests in origins.values() for digest in digests}),
+        "own_origins": len(origins) if sum(map(len, origins.values())) == len(set().union(*origins.values())) else 0,
     }
 
 
@@ -92,6 +95,14 @@ def _cell(metric: str, found: list[dict[str, Any]]) -> dict[str, str]:
         "half": "" if half is None else show_half(metric, half),
         "null": f"null {show(metric, fmean(nulls))}" if nulls else "",
     }
+
+
+def _origins(subject: Subject) -> dict[int | None, set[str]]:
+    """Digests of the weights that the runs of each seed start from; the path where there is no digest."""
+    found: dict[int | None, set[str]] = {}
+    for line in subject.results.runs.iter_rows(named=True):
+        found.setdefault(line["seed"], set()).add(line["origin_digest"] or line["origin"] or "–")
+    return found
 
 
 def _origin(path: str | None) -> str:
