@@ -92,7 +92,7 @@ def _table(entries: list[dict[str, Any]], every: bool) -> Table:
 
 def _verdict(comparison: dict[str, Any]) -> str:
     needed = comparison["seeds_needed"]
-    return f"{comparison['verdict']}{f' ({needed} seeds would settle it)' if needed else ''}"
+    return f"{comparison['verdict']}{f' (about {needed} seeds would settle it)' if needed else ''}"
 
 
 def _beyond(comparison: dict[str, Any]) -> str:
