@@ -9,6 +9,7 @@ import torch
 
 from checkpoints_on_disk import q_name, save_model, save_shards, save_tensors, small_weights
 from geopd.checkpoints import CheckpointError, checkpoint_digest, holds_weights, open_checkpoint
+from geopd.checkpoints.formats import FORMATS, format_of
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -64,3 +65,40 @@ def test_opening_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = save_shards(tmp_path / "c", [small_weights()])
     monkeypatch.setattr("geopd.checkpoints.safetensors_format.safe_open", None)
     assert len(open_checkpoint(path).tensors) == 6
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: Permission denied; check the path and its permissions"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_formats_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    """Of several in one folder the first of the list is read; optimiser states and the like are none."""
+    assert [form.name for form in FORMATS] == [
+        "safetensors",
+        "PEFT adapter",
+        "DeepSpeed ZeRO",
+        "verl FSDP",
+        "Megatron torch_dist",
+        "torch distributed checkpoint",
+        "torch zip",
+    ]
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "data.pt", "trainer_state.json"):
+        (tmp_path / name).touch()
+    assert format_of(tmp_path) is None
+    for name, expected in (
+        ("pytorch_model.bin", "torch zip"),
+        (".metadata", "torch distributed checkpoint"),
+        ("model_world_size_2_rank_0.pt", "verl FSDP"),
+        ("mp_rank_00_model_states.pt", "DeepSpeed ZeRO"),
+        ("adapter_model.safetensors", "PEFT adapter"),
+        ("model.safetensors", "safetensors"),
+    ):
+        (tmp_path / name).touch()
+        found = format_of(tmp_path)
+        assert found is not None
+        assert found.name == expected

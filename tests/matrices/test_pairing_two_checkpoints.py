@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_on_disk import moved, q_name, save_model, save_tensors, small_weights
-from geopd.checkpoints import open_checkpoint
+from geopd.checkpoints import CheckpointError, open_checkpoint
 from geopd.matrices import Pairing, pair_checkpoints
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -119,3 +119,83 @@ def test_wrapped_names_meet_plain_ones(tmp_path: Path) -> None:
     pairing = pair(tmp_path, weights, wrapped)
     assert pairing.skipped == ()
     assert pairing.matched["layers.0.self_attn.q_proj"].tuned_tensor == f"module._orig_mod.{q_name()}"
+
+
+def both_with_head(weights: dict[str, Tensor], head: Tensor) -> dict[str, Tensor]:
+    return weights | {HEAD: head.clone()}
+
+
+def test_a_head_stored_with_the_embeddings_content_is_counted_once(tmp_path: Path) -> None:
+    before, after = small_weights(), moved(small_weights(), 1e-2)
+    pairing = pair(tmp_path, both_with_head(before, before[EMBEDDING]), both_with_head(after, after[EMBEDDING]))
+    assert reasons(pairing) == {"lm_head": "stored with the embedding's content on both sides: tied, counted once"}
+    assert "embed_tokens" in pairing.matched
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_head_that_differs_in_one_row_on_one_side_is_compared(tmp_path: Path, row: int) -> None:
+    weights = small_weights()
+    head = weights[EMBEDDING].clone()
+    head[row] += 1
+    pairing = pair(tmp_path, both_with_head(weights, weights[EMBEDDING]), both_with_head(weights, head))
+    assert pairing.skipped == ()
+    assert "lm_head" in pairing.matched
+
+
+def test_identical_checkpoints_are_a_result(tmp_path: Path) -> None:
+    weights = small_weights()
+    pairing = pair(tmp_path, weights, weights)
+    assert len(pairing.matched) == len(weights)
+    assert pairing.skipped == ()
+
+
+OTHER = {"h.0.mixer.in_proj.weight": torch.ones(3, 3), "h.0.mixer.out_proj.weight": torch.ones(3, 3)}
+ADAPTER = {
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 4),
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.ones(4, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ({f"actor.{name}": w for name, w in small_weights().items()}, "begin with 'actor.model.', as a wrapper leaves"),
+        (ADAPTER, "holds an adapter, not whole weights: name the folder with its adapter_config.json"),
+        (OTHER, "two architectures, or not both of them language models"),
+    ],
+    ids=["wrapper", "adapter", "architecture"],
+)
+def test_names_that_match_nowhere_are_an_error_with_the_likely_reason(
+    tmp_path: Path, after: dict[str, Tensor], reason: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        pair(tmp_path, small_weights(), after)
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'after' / 'model.safetensors'}: nothing in it matches {tmp_path / 'before'}")
+    assert sorted(after)[0] in text
+    assert sorted(small_weights())[0] in text
+    assert reason in text
+    assert text.endswith("is this the run's base?")
+
+
+def test_two_model_types_are_named(tmp_path: Path) -> None:
+    before = open_checkpoint(save_tensors(tmp_path / "b", small_weights(), {"model_type": "llama"}))
+    after = open_checkpoint(save_tensors(tmp_path / "a", OTHER, {"model_type": "mamba"}))
+    with pytest.raises(CheckpointError, match=r"config\.json says llama and mamba: two architectures"):
+        pair_checkpoints(before, after)
+
+
+def test_a_damaged_fused_tensor_is_lost_under_its_canonical_names(tmp_path: Path) -> None:
+    from checkpoints_on_disk import save_shards
+
+    fused = {f"model.layers.{i}.self_attn.qkv_proj.weight": torch.ones(8, 4) for i in range(2)}
+    names = sorted(fused)
+    config = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    whole = open_checkpoint(save_tensors(tmp_path / "whole", fused, config))
+    path = save_shards(tmp_path / "broken", [{names[0]: fused[names[0]]}, {names[1]: fused[names[1]]}])
+    (path / "config.json").write_text('{"num_attention_heads": 2, "num_key_value_heads": 1}')
+    (path / "model-00002-of-00002.safetensors").unlink()
+    pairing = pair_checkpoints(whole, open_checkpoint(path))
+    assert set(pairing.matched) == {f"layers.0.self_attn.{what}_proj" for what in "qkv"}
+    assert {skip.name for skip in pairing.skipped} == {f"layers.1.self_attn.{what}_proj" for what in "qkv"}
+    assert all(skip.failed and "absent" in skip.reason and skip.pair is not None for skip in pairing.skipped)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,9 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read; the text names the file, the tensor where there is one, and the remedy."""
 
 
+_MAX_JSON = 32 << 20  # bytes; parsed, JSON takes up to 25 times its size
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What the header says of a tensor: shape, dtype and stored size; nothing is read for it."""
@@ -24,6 +29,28 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Every dtype that is read, with the name safetensors gives it: names are the same whatever the format."""
+
+
+def tensor_info(name: str, shape: Sequence[int], dtype: torch.dtype) -> TensorInfo:
+    """What a header says of a tensor of a given shape and dtype (a key of ``DTYPES``), stored without padding."""
+    return TensorInfo(name, tuple(shape), DTYPES[dtype], math.prod(shape) * dtype.itemsize)
 
 
 class TensorSource(Protocol):
@@ -66,9 +93,14 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: no tensor named {name}; it holds {len(self.tensors)} others")
         return self.source.read(name)
 
-    def tensor_digest(self, name: str) -> str:
-        """Content digest of one tensor: blake2b-128 over dtype, shape and bytes, whatever file or format holds it."""
+    def tensor_digest(self, name: str, look: Callable[[Tensor], None] | None = None) -> str:
+        """Content digest of one tensor: blake2b-128 over dtype, shape and bytes, whatever file or format holds it.
+
+        ``look`` is shown the tensor, which is then read once for both.
+        """
         tensor = self.read(name).contiguous()
+        if look is not None:
+            look(tensor)
         state = hashlib.blake2b(digest_size=16)
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -77,6 +109,10 @@ class Checkpoint:
     def digest(self) -> str:
         """Content digest of the whole checkpoint: over the digests of its tensors in name order."""
         return combine_digests({name: self.tensor_digest(name) for name in self.tensors})
+
+
+OpenBase = Callable[[str | None], Checkpoint]
+"""Opens the base of an adapter: the one the caller names, else the one the adapter's own config names."""
 
 
 def combine_digests(tensor_digests: dict[str, str]) -> str:
@@ -94,9 +130,25 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is not JSON or not an object.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_JSON:
+            raise CheckpointError(
+                f"{path}: {size:,} bytes of JSON, at most {_MAX_JSON:,} are read; is it the right file?"
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); write or download the file again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds {type(value).__name__}, not a JSON object; write it again")
     return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's ``config.json`` in a folder; empty where there is none.
+
+    Raises:
+        CheckpointError: as ``read_json``.
+    """
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() else {}

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geopd.checkpoints.checkpoint import CheckpointError, read_json
-from geopd.checkpoints.opening import holds_weights
+from geopd.checkpoints.hub import hub_name, located
+from geopd.checkpoints.opening import holds_weights, name_instead, step_of
 from geopd.checkpoints.whole_text import write_whole
 
 RUN_MANIFEST = "run.json"
 EVALUATIONS = "evaluations.json"
 SCHEMA_VERSION = 1
-_STEP = re.compile(r"(?:checkpoint|step|global_step|iter)[-_]?0*(\d+)", re.IGNORECASE)
+_LATEST = "latest"  # DeepSpeed's: the weights above its step folders are those of one of them
+# where NeMo-RL puts the weights of a step, by its backend
+_INSIDE = ("policy/weights", "policy/weights/model", "policy/weights/iter_0000000")
 _EVALUATION: dict[str, Any] = {
     "step": int,
     "benchmark": str,
@@ -105,32 +107,28 @@ def read_run_manifest(run_dir: str | Path) -> RunManifest | None:
     return manifest
 
 
-def step_of(name: str) -> int | None:
-    """The step a folder name carries (``checkpoint-63``, ``global_step_255``, ``iter_0005375``); None without one."""
-    match = _STEP.fullmatch(name)
-    return int(match[1]) if match else None
-
-
 def open_run(path: str | Path, label: str | None = None) -> Run:
-    """A run from a checkpoint (a folder or a safetensors file) or a folder of step-numbered checkpoints.
+    """A run from a checkpoint (a folder, a file or a hub id) or a folder of step-numbered checkpoints.
 
     A step folder without weights (a save cut short) is left out with a warning.
 
     Raises:
-        CheckpointError: if the path holds neither, two folders carry one step, or ``run.json`` is not readable.
+        CheckpointError: if the path holds neither, two folders carry one step, ``run.json`` is not readable, or, for
+            a hub id, as ``located``.
     """
-    path = Path(path).absolute()
+    path = located(path).absolute()
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    steps = _step_folders(path) if path.is_dir() else []
+    step = step_of(path.name)
+    alone = path.is_file() or (step is not None and holds_weights(path))
+    steps = [] if alone else _step_folders(path)
     if not steps:
-        step = step_of(path.name)
         home = path.parent if path.is_file() or step is not None else path
-        name = home.name if step is not None else path.stem if path.is_file() else path.name
+        name = home.name if step is not None else path.stem if path.is_file() else hub_name(path) or path.name
         evaluations = tuple(row for row in _evaluations(home) if step is None or row["step"] == step)
-        return Run(label or name, path, ((step, path),), read_run_manifest(home), evaluations)
+        return Run(label or name, path, ((step, _weights_of(path)),), read_run_manifest(home), evaluations)
     warnings = []
-    if holds_weights(path):
+    if holds_weights(path) and not (path / _LATEST).is_file():
         warnings.append(f"{path}: has weights of its own beside its step folders: the step folders are the run")
     kept: dict[int, Path] = {}
     for step, folder in steps:
@@ -139,9 +137,9 @@ def open_run(path: str | Path, label: str | None = None) -> Run:
         elif step in kept:
             raise CheckpointError(f"{path}: {kept[step].name} and {folder.name} both carry step {step}; remove one")
         else:
-            kept[step] = folder
+            kept[step] = _weights_of(folder)
     if not kept:
-        raise CheckpointError(f"{path}: none of its {len(steps)} step folders holds weights")
+        raise CheckpointError(f"{path}: none of its {len(steps)} step folders holds weights; {name_instead(path)}")
     return Run(
         label or path.name,
         path,
@@ -157,9 +155,16 @@ def _step_folders(path: Path) -> list[tuple[int, Path]]:
     return sorted((step, child) for step, child in numbered if step is not None)
 
 
+def _weights_of(folder: Path) -> Path:
+    """Where in a step's folder its weights lie: the folder itself unless they are in a place known to be one."""
+    if holds_weights(folder):
+        return folder
+    return next((inner for place in _INSIDE if holds_weights(inner := folder / place)), folder)
+
+
 def _may_hold_weights(folder: Path) -> bool:
     # a folder with any weight-like file is opened, so that a format that is not read gets its own clear error
-    return holds_weights(folder) or any(
+    return holds_weights(_weights_of(folder)) or any(
         file.suffix in {".safetensors", ".bin", ".pt", ".pth", ".distcp"} for file in folder.iterdir()
     )
 

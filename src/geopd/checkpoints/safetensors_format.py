@@ -6,19 +6,25 @@ A file that is damaged makes its own tensors unreadable, each with the reason, a
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from pathlib import Path
 from typing import Any
 
+import safetensors
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorInfo, read_json
+from geopd.checkpoints.checkpoint import DTYPES, Checkpoint, CheckpointError, TensorInfo, read_config
+from geopd.checkpoints.sharded import join_shards
+from geopd.checkpoints.stand_ins import FIRST_BYTES, refuse_stand_in
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_LFS = b"version https://git-lfs"
+ADAPTER = "adapter_model.safetensors"  # not weights of its own: read over a base
+_WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}  # bytes
+_SMALL_HEADER = 1 << 20  # one above this may be a third of its file: parsed, it takes up to 12 times its size
 _MAX_HEADER = 100_000_000  # the safetensors library's own limit, bytes
 
 
@@ -50,16 +56,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors a safetensors file declares, checked against the file's size; no weights are read.
 
     Raises:
-        CheckpointError: if the file is absent, a git-LFS pointer, truncated or no safetensors file.
+        CheckpointError: if the file is absent, a git-LFS pointer, truncated or no safetensors file, or if an offset,
+            shape or dtype does not fit (naming the tensor).
     """
     try:
         with path.open("rb") as file:
-            start = file.read(len(_LFS))
-            if start == _LFS:
-                raise CheckpointError(f"{path}: a git-LFS pointer, not weights; run `git lfs pull` where it was cloned")
             size = os.fstat(file.fileno()).st_size
-            file.seek(0)
-            length = _header_length(path, file.read(8), size)
+            length = _header_length(path, file.read(FIRST_BYTES), size)
+            file.seek(8)
             header = json.loads(file.read(length))
             entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
             infos = {name: _tensor_info(name, entry) for name, entry in entries.items()}
@@ -68,29 +72,75 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
     except CheckpointError:
         raise
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:  # whatever garbage can hold
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError) as error:  # any garbage
         raise CheckpointError(f"{path}: not a safetensors header; write or download the file again") from error
     expected = 8 + length + end
     if size != expected:
         what = "truncated" if size < expected else "longer than its header says"
         raise CheckpointError(f"{path}: {what} ({size:,} bytes, header says {expected:,}); write or download it again")
+    _require_sound(path, infos)
     return infos
 
 
-def _header_length(path: Path, prefix: bytes, size: int) -> int:
-    if len(prefix) < 8:
+def _require_sound(path: Path, infos: dict[str, TensorInfo]) -> None:
+    """What the library refuses in a header (offsets, dtypes, shapes), said before any tensor is asked for."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu"):
+            return
+    except (SafetensorError, OSError) as error:
+        said = str(error)
+    # it does not always say which tensor it means
+    strange = (name for name, info in infos.items() if f"variant `{info.dtype}`" in said or _size(info) != info.nbytes)
+    where = f"tensor {name}: " if (name := next(strange, None)) else ""
+    raise CheckpointError(f"{path}: {where}not a readable header ({said[:160]}); write or download the file again")
+
+
+def _size(info: TensorInfo) -> int:
+    """The bytes that a shape takes, -1 for none; those that the header says for a dtype that is not read."""
+    if min(info.shape, default=0) < 0:
+        return -1
+    return math.prod(info.shape) * _WIDTHS[info.dtype] if info.dtype in _WIDTHS else info.nbytes
+
+
+def _header_length(path: Path, start: bytes, size: int) -> int:
+    if len(start) < 8:
         raise CheckpointError(f"{path}: truncated ({size} bytes); write or download the file again")
-    (length,) = struct.unpack("<Q", prefix)
+    (length,) = struct.unpack("<Q", start[:8])
     if length > _MAX_HEADER:
+        refuse_stand_in(path, start)
         raise CheckpointError(f"{path}: not a safetensors file (its first bytes are no header length)")
     if 8 + length > size:
         raise CheckpointError(f"{path}: truncated inside its header ({size:,} bytes); write or download it again")
+    if length > max(_SMALL_HEADER, size // 3):
+        raise CheckpointError(f"{path}: its header takes {length:,} of {size:,} bytes, more than weights need; refused")
     return int(length)
 
 
 def _tensor_info(name: str, entry: dict[str, Any]) -> TensorInfo:
     start, end = entry["data_offsets"]
     return TensorInfo(name, tuple(int(n) for n in entry["shape"]), str(entry["dtype"]), int(end) - int(start))
+
+
+def recognises_safetensors(path: Path) -> bool:
+    """Whether a path is a safetensors file, or a folder with ``model.safetensors`` or its index."""
+    if path.is_file():
+        return path.suffix == ".safetensors" and path.name != ADAPTER
+    return any((path / name).is_file() for name in (INDEX, SINGLE))
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """A checkpoint of a path that ``recognises_safetensors``, with the ``config.json`` beside it.
+
+    Raises:
+        CheckpointError: as ``read_header``, or as ``read_json`` for the index and the config.
+    """
+    if path.is_file():
+        return open_single(path, read_config(path.parent))
+    if (path / INDEX).is_file():
+        return join_shards(
+            path / INDEX, "safetensors shards", "*.safetensors", read_config(path), lambda file: open_single(file, {})
+        )
+    return open_single(path / SINGLE, read_config(path))
 
 
 def open_single(path: Path, config: dict[str, Any]) -> Checkpoint:
@@ -101,51 +151,3 @@ def open_single(path: Path, config: dict[str, Any]) -> Checkpoint:
     """
     infos = read_header(path)
     return Checkpoint(path, "safetensors", infos, SafetensorsSource(dict.fromkeys(infos, path)), config=config)
-
-
-def open_sharded(index: Path, config: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of shards listed in an index. Shards that cannot be read make their own tensors unreadable.
-
-    Raises:
-        CheckpointError: if the index is no index, names a file outside its folder, or no shard can be read.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; write or download the index again")
-    folder = index.parent
-    headers: dict[str, dict[str, TensorInfo]] = {}
-    broken: dict[str, str] = {}
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{index}: names {shard!r}, which is not a file of its own folder; refused")
-        if not (folder / shard).exists():
-            broken[shard] = f"{folder / shard}: {INDEX} names it and it is absent; download or write it again"
-            continue
-        try:
-            headers[shard] = read_header(folder / shard)
-        except CheckpointError as error:
-            broken[shard] = str(error)
-    if not headers:
-        raise CheckpointError(next(iter(broken.values())) + f" (and {len(broken) - 1} more shards)")
-    tensors, shard_of, unreadable = {}, {}, {}
-    for name, shard in weight_map.items():
-        if shard in broken:
-            unreadable[name] = broken[shard]
-        elif name not in headers[shard]:
-            unreadable[name] = f"{folder / shard}: the index says it is here and it is not; write the checkpoint again"
-        else:
-            tensors[name], shard_of[name] = headers[shard][name], folder / shard
-    return Checkpoint(
-        folder,
-        "safetensors shards",
-        tensors,
-        SafetensorsSource(shard_of),
-        unreadable,
-        config,
-        _strays(folder, set(headers) | set(broken)),
-    )
-
-
-def _strays(folder: Path, listed: set[str]) -> tuple[str, ...]:
-    stray = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in listed)
-    return (f"{folder}: {', '.join(stray)} not in the index: ignored",) if stray else ()

@@ -37,25 +37,28 @@ class WeightName:
 
 
 _PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "language_model.", "model.")
+_INSERTED = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _LAYER = re.compile(r"layers\.(\d+)\.")
+_HEAD = re.compile(r"\.heads\.\d+$")
 _PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _ROUTERS = frozenset({"mlp.gate", "block_sparse_moe.gate", "mlp.router"})
 _EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"})
 _HEADS = frozenset({"lm_head", "embed_out", "output"})
 
 
-def _strip(name: str) -> str:
-    stripped = name
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers put before or into it."""
+    stripped = _INSERTED.sub("", name)
     while prefix := next((p for p in _PREFIXES if stripped.startswith(p)), None):
         stripped = stripped.removeprefix(prefix)
-    return stripped.removesuffix(".weight")
+    return stripped
 
 
 def _describe(name: str, shape: tuple[int, ...]) -> WeightName:
     match = _LAYER.match(name)
     layer = int(match[1]) if match else None
     inside = name[match.end() :] if match else name
-    leaf = inside.rsplit(".", 1)[-1]
+    leaf = _HEAD.sub("", inside).rsplit(".", 1)[-1]
     if len(shape) == 1 and shape[0]:
         module = "bias" if leaf == "bias" else "norm" if "norm" in name else "vector"
         return WeightName(name, layer, module, Role.VECTOR)
@@ -75,9 +78,10 @@ def canonical_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightNa
     """Canonical name of every tensor, by the name it has on disk.
 
     Wrapper prefixes (``module.``, ``_orig_mod.``, ``base_model.model.``, ``language_model.``, ``model.``) and the
-    ``.weight`` suffix are removed; where that would give two tensors one name, both keep their own.
+    ``.weight`` suffix are removed, and what torch.compile, activation checkpointing and FSDP put into a path; where
+    that would give two tensors one name, both keep their own.
     """
-    stripped = {name: _strip(name) for name in shapes}
+    stripped = {name: unwrapped(name).removesuffix(".weight") for name in shapes}
     taken = Counter(stripped.values())
     return {
         name: _describe(short if taken[short] == 1 else name, tuple(shapes[name])) for name, short in stripped.items()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geopd.checkpoints import Checkpoint, TensorInfo
+from geopd.checkpoints import Checkpoint, CheckpointError, TensorInfo
+from geopd.matrices.canonical import CanonicalCheckpoint, canonical_view
+from geopd.matrices.mismatch import no_common_names
 from geopd.matrices.naming import Role, WeightName, canonical_names
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -12,7 +14,10 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One tensor of both checkpoints: its canonical identity, shape, and its name and dtype on either side."""
+    """One tensor of both checkpoints: its canonical identity, shape, and its name and dtype on either side.
+
+    The names are those of ``canonical_view``: the ones on disk, but for tensors that are cut out of others.
+    """
 
     weight: WeightName
     shape: tuple[int, ...]
@@ -49,41 +54,55 @@ class Pairing:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    checkpoint: Checkpoint
+    checkpoint: CanonicalCheckpoint
     weights: dict[str, tuple[str, WeightName]]
     unreadable: dict[str, tuple[str, str]]
+    refused: dict[str, tuple[WeightName, str]]
     ties: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> _Side:
+    def of(cls, checkpoint: CanonicalCheckpoint) -> _Side:
         names = canonical_names({name: info.shape for name, info in checkpoint.tensors.items()})
         # an unreadable tensor has no shape; as a matrix of unknown shape its canonical name is still the right one
         lost = canonical_names(dict.fromkeys(checkpoint.unreadable, (1, 1)))
+        refused = canonical_names(dict.fromkeys(checkpoint.refused, (1, 1)))
         return cls(
             checkpoint,
             {weight.name: (name, weight) for name, weight in names.items()},
             {weight.name: (name, checkpoint.unreadable[name]) for name, weight in lost.items()},
+            {weight.name: (weight, checkpoint.refused[name]) for name, weight in refused.items()},
             bool(checkpoint.config.get("tie_word_embeddings", False)),
         )
 
     def info(self, name: str) -> TensorInfo:
         return self.checkpoint.tensors[self.weights[name][0]]
 
+    @property
+    def names(self) -> set[str]:
+        """Canonical names of everything it holds, readable or not."""
+        return {*self.weights, *self.unreadable, *self.refused}
+
     def is_tied_head(self, name: str) -> bool:
         return self.ties and name not in self.weights and name.rsplit(".", 1)[-1] in ("lm_head", "embed_out", "output")
 
 
-def pair_checkpoints(origin: Checkpoint, tuned: Checkpoint) -> Pairing:
-    """Pair two checkpoints by canonical name.
+def pair_checkpoints(origin: Checkpoint, tuned: Checkpoint, *, per_head: bool = False) -> Pairing:
+    """Pair two checkpoints by canonical name, whatever the layout of either.
 
-    Matched are float tensors of one shape on both sides. Missing, damaged, differently shaped (a resized vocabulary
-    is named as such), non-float and more-than-2-D tensors are skipped, each with its reason.
+    Matched are float tensors of one shape on both sides. Missing, damaged, quantised, differently shaped (a resized
+    vocabulary is named as such), non-float and more-than-2-D tensors are skipped, each with its reason; so is a head
+    that on both sides has the embedding's content. Checkpoints of one content match everywhere: nothing changed is a
+    result. ``per_head``: as in ``canonical_view``.
+
+    Raises:
+        CheckpointError: no name is on both sides; says what either is named like and what may be the reason.
     """
-    before, after = _Side.of(origin), _Side.of(tuned)
+    before, after = (_Side.of(canonical_view(side, per_head=per_head)) for side in (origin, tuned))
+    if before.names and after.names and not before.names & after.names:
+        raise CheckpointError(no_common_names(before.checkpoint, after.checkpoint))
     matched: dict[str, Pair] = {}
     skipped: list[Skip] = []
-    names = set(before.weights) | set(after.weights) | set(before.unreadable) | set(after.unreadable)
-    for name in sorted(names):
+    for name in sorted(before.names | after.names):
         outcome = _pair(name, before, after)
         if isinstance(outcome, Pair):
             matched[name] = outcome
@@ -95,6 +114,10 @@ def pair_checkpoints(origin: Checkpoint, tuned: Checkpoint) -> Pairing:
 def _pair(name: str, before: _Side, after: _Side) -> Pair | Skip:
     if name in before.unreadable or name in after.unreadable:
         return _damaged(name, before, after)
+    if name in before.refused or name in after.refused:
+        side = before if name in before.refused else after
+        weight, reason = side.refused[name]
+        return Skip(name, f"{side.checkpoint.path}: {reason}", weight)
     if name not in before.weights or name not in after.weights:
         lacking, having = (before, after) if name not in before.weights else (after, before)
         reason = f"missing in {lacking.checkpoint.path}"
@@ -110,6 +133,8 @@ def _pair(name: str, before: _Side, after: _Side) -> Pair | Skip:
     if weight.role is Role.UNSUPPORTED:
         dims = "x".join(map(str, old.shape)) or "scalar"
         return Skip(name, f"not a matrix or vector: its shape is {dims}", weight)
+    if weight.module == "head" and before.checkpoint.head_is_embedding and after.checkpoint.head_is_embedding:
+        return Skip(name, "stored with the embedding's content on both sides: tied, counted once", weight)
     return Pair(weight, old.shape, origin_name, tuned_name, old.dtype, new.dtype, old.nbytes + new.nbytes)
 
 

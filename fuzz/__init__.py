@@ -1,0 +1,1 @@
+"""Fuzzing of the checkpoint readers: valid checkpoints damaged at random, opened under limits."""
