@@ -1,8 +1,8 @@
 """geopd: geometry of on-policy distillation. Where post-training moved a language model's weights.
 
-The public API, loaded on first use: ``measure``, ``make_plan``, ``MeasureOptions``, ``read_results``, ``summarise``,
-``decide_claims``, ``write_report``, ``run_study``; for training ``parse_config``, ``train``, ``GeometryMonitor``,
-``basis_of_run``, ``Projection``.
+The public API, loaded on first use: ``measure``, ``make_plan``, ``MeasureOptions``, ``DecompositionCache``, ``Shard``,
+``merge``, ``read_results``, ``summarise``, ``decide_claims``, ``write_report``, ``run_study``; for training
+``parse_config``, ``train``, ``GeometryMonitor``, ``basis_of_run``, ``Projection``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geopd.claims import decide_claims
-    from geopd.engine import MeasureOptions, MeasureOutcome, make_plan, measure
+    from geopd.engine import (
+        DecompositionCache,
+        MeasureOptions,
+        MeasureOutcome,
+        MergeOutcome,
+        Shard,
+        make_plan,
+        measure,
+        merge,
+    )
     from geopd.report import write_report
     from geopd.results import Results, read_results
     from geopd.results.summary import summarise
@@ -20,15 +29,19 @@ if TYPE_CHECKING:
     from geopd.training import GeometryMonitor, Projection, basis_of_run, parse_config, train
 
 _HOME = {
+    "DecompositionCache": "geopd.engine",
     "GeometryMonitor": "geopd.training",
     "MeasureOptions": "geopd.engine",
     "MeasureOutcome": "geopd.engine",
+    "MergeOutcome": "geopd.engine",
     "Projection": "geopd.training",
     "Results": "geopd.results",
+    "Shard": "geopd.engine",
     "basis_of_run": "geopd.training",
     "decide_claims": "geopd.claims",
     "make_plan": "geopd.engine",
     "measure": "geopd.engine",
+    "merge": "geopd.engine",
     "parse_config": "geopd.training",
     "read_results": "geopd.results",
     "run_study": "geopd.study",
@@ -38,15 +51,19 @@ _HOME = {
 }
 
 __all__ = [
+    "DecompositionCache",
     "GeometryMonitor",
     "MeasureOptions",
     "MeasureOutcome",
+    "MergeOutcome",
     "Projection",
     "Results",
+    "Shard",
     "basis_of_run",
     "decide_claims",
     "make_plan",
     "measure",
+    "merge",
     "parse_config",
     "read_results",
     "run_study",

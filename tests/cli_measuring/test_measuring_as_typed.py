@@ -20,7 +20,12 @@ from geopd.results import read_results
 
 SMALL = ("--rotation-k", "p/4", "--principal-rank", "p/4", "--similarity-k", "2", "--hill-k", "4", "--quiet")
 TABLES = ("measurements", "nulls", "runs", "evaluations")
-DOCUMENTED = {f"{name}.parquet" for name in TABLES} | {"manifest.json", "parts", "vectors"}
+DOCUMENTED = {f"{name}.parquet" for name in TABLES} | {"manifest.json", "log.jsonl", ".lock", "parts", "vectors"}
+
+
+@pytest.fixture(autouse=True)
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("geopd.engine.preflight.LONG", 0.03)
 
 
 def same_tables(here: Path, there: Path) -> None:

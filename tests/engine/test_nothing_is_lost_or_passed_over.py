@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,22 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_run_that_another_call_adds_meanwhile_is_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = sys.modules["geopd.engine.measure"]
-    perform = module._perform
+def test_a_second_call_is_refused_while_the_first_measures(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    perform = executor.perform
+    complaints = []
 
-    def interrupted(*args: Any) -> None:
-        monkeypatch.setattr(module, "_perform", perform)
-        measure(world / "base", [world / "other"], world / "out", options=OPTIONS)
-        perform(*args)
+    def interrupted(*args: Any) -> list[Part]:
+        monkeypatch.setattr(executor, "perform", perform)
+        with pytest.raises(ValueError, match="is measuring into it; wait until it is done") as refused:
+            measure(world / "base", [world / "other"], world / "out", options=OPTIONS)
+        complaints.append(str(refused.value))
+        return perform(*args)
 
-    monkeypatch.setattr(module, "_perform", interrupted)
+    monkeypatch.setattr(executor, "perform", interrupted)
     measure(world / "base", [world / "one"], world / "out", options=OPTIONS)
+    assert f"process {os.getpid()} on" in complaints[0]
+    assert set(read_results(world / "out").measurements["run"]) == {"one"}
+    measure(world / "base", [world / "other"], world / "out", options=OPTIONS)
     assert set(read_results(world / "out").measurements["run"]) == {"one", "other"}
 
 
@@ -49,7 +54,7 @@ def test_a_number_that_breaks_its_bound_fails_the_call(world: Path, monkeypatch:
 
 
 def test_lapack_giving_up_on_a_matrix_is_told_and_tried_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gives_up(_: object) -> None:
+    def gives_up(*_: object) -> None:
         raise LinAlgError("dsterf returned 1")
 
     with monkeypatch.context() as patched:
@@ -64,10 +69,10 @@ def test_an_unexpected_error_in_one_matrix_fails_that_matrix_alone(
 ) -> None:
     perform, struck = executor.perform, "layers.0.self_attn.q_proj"
 
-    def breaks(task: Task) -> list[Part]:
+    def breaks(task: Task, device: str) -> list[Part]:
         if task.weight.name == struck:
             raise kind("f(a) and f(b) must have different signs")
-        return perform(task)
+        return perform(task, device)
 
     with monkeypatch.context() as patched:
         patched.setattr(executor, "perform", breaks)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from checkpoints_on_disk import moved, q_name, save_run, save_tensors, small_weights
-from geopd.checkpoints import open_checkpoint
+from geopd.checkpoints import RunManifest, open_checkpoint, write_run_manifest
 from geopd.claims import decide_claims
 from geopd.diagnostics import Comparison, OriginMatrix, Parameters, RunPair
 from geopd.diagnostics.coordinates import measure_jaccard, visible_signs
@@ -164,6 +164,12 @@ def test_runs_of_two_origins_are_no_pair(world: Path) -> None:
     assert named(out) == {("opd", "rlvr")}
 
 
+def test_two_controls_are_held_against_their_baseline_and_not_against_one_another(world: Path) -> None:
+    for label in ("rlvr", "sft"):
+        write_run_manifest(world / label, RunManifest("other", tags={"rho": label}))
+    assert named(run(world, "opd", "rlvr", "sft")) == {("opd", "rlvr"), ("opd", "sft")}
+
+
 def test_a_damaged_end_fails_the_pair_and_says_so(world: Path) -> None:
     weights = moved(small_weights(), 1e-3)
     weights[q_name()][0, 0] = float("nan")
@@ -237,7 +243,7 @@ def test_checkpoints_are_read_at_most_twice(world: Path, monkeypatch: pytest.Mon
 def test_readers_of_one_run_do_not_see_pairs(world: Path) -> None:
     out = run(world, "opd", "rlvr", options=FULL)
     with_pairs = summarise(read_results(out))
-    assert not [column for column in with_pairs.columns if "jaccard" in column or "sign_agreement" in column]
+    assert not [column for column in with_pairs.columns if "support_jaccard" in column or "sign_agreement" in column]
     decide_claims(out)
     write_report(out)
     frame = pl.read_parquet(out / "measurements.parquet")

@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 import typer
 
 from geopd.cli.basis import basis
+from geopd.cli.cache import cache
 from geopd.cli.check import check
 from geopd.cli.claims import claims
 from geopd.cli.export import export
 from geopd.cli.measure import measure
+from geopd.cli.merge import merge
 from geopd.cli.plan import plan
 from geopd.cli.report import report
 from geopd.cli.show import show
@@ -29,8 +31,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (study, plan, measure, show, check, claims, report, export, basis):
+for _command in (study, plan, measure, merge, show, check, claims, report, export, basis):
     app.command()(_command)
+app.add_typer(cache, name="cache")
 # its keys are TRL's, which its own parser reads, --help among them
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 

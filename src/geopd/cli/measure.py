@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from geopd.cli.cache import DEFAULT_GB, CacheDir, CacheLimit, cache_from
+from geopd.cli.execution import Address, Engine, ShardOption, execution_from
+
 if TYPE_CHECKING:
     from geopd.engine import MeasureOptions
 
@@ -32,6 +35,7 @@ _Alpha = Annotated[
 ]
 _Similarity = Annotated[list[int] | None, typer.Option(help="K of the subspace similarity; repeatable.  [default: 16]")]
 _Hill = Annotated[list[int] | None, typer.Option(help="k of the Hill index; repeatable.  [default: 16]")]
+_PerHead = Annotated[bool, typer.Option("--per-head", help="Attention matrices head by head instead of whole.")]
 _Paradigm = Annotated[
     list[str] | None, typer.Option(help="label=sft|opd|rlvr|mix|other for a run without run.json; repeatable.")
 ]
@@ -48,6 +52,7 @@ def options_from(
     hill_k: list[int] | None,
     nulls: int,
     sweeps: bool,
+    per_head: bool,
 ) -> MeasureOptions:
     """The engine's options from the command line's; what was not given keeps its default."""
     from geopd.engine import MeasureOptions
@@ -58,6 +63,7 @@ def options_from(
         principal_rank=principal_rank,
         eta=eta,
         nulls=nulls,
+        per_head=per_head,
         **{key: tuple(value) for key, value in given.items() if value},  # type: ignore[arg-type]
     )
     return options.with_sweeps() if sweeps else options
@@ -96,10 +102,20 @@ def measure(
     sweeps: Annotated[
         bool, typer.Option("--sweeps", help="Also alpha 0.05, 0.1, 0.3, 0.5 and Hill k 8, 16, 32, 64.")
     ] = False,
+    per_head: _PerHead = False,
     paradigm: _Paradigm = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: as cores and memory allow]")] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: ShardOption = None,
+    cache_dir: CacheDir = None,
+    cache_gb: CacheLimit = DEFAULT_GB,
     replace: Annotated[bool, typer.Option("--replace", help="Redo a label whose inputs changed.")] = False,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where matrices go; one worker a GPU.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    progress: Annotated[
+        str | None, typer.Option(metavar="bar|json|none", help="Live lines, or JSON lines on stderr.  [default: bar]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Measure where runs moved the weights of their origin.
@@ -109,9 +125,10 @@ def measure(
     Example: geopd measure Qwen3-8B-SFT opd=runs/opd --paradigm opd=opd --out results
     """
     from geopd.engine import measure as run
+    from geopd.engine.shards import Shard
 
     options = options_from(
-        matrices, metrics, rotation_k, principal_rank, alpha, eta, similarity_k, hill_k, nulls, sweeps
+        matrices, metrics, rotation_k, principal_rank, alpha, eta, similarity_k, hill_k, nulls, sweeps, per_head
     )
     outcome = run(
         base,
@@ -121,7 +138,12 @@ def measure(
         paradigms=paradigms_from(paradigm),
         workers=workers,
         replace=replace,
+        execution=execution_from(engine, address, workers, device),
+        cache=cache_from(cache_dir, cache_gb),
+        shard=Shard.parse(shard) if shard else None,
         quiet=quiet or as_json,
+        progress=progress,
+        device=device,
     )
     if as_json:
         typer.echo(
@@ -135,11 +157,11 @@ def measure(
             )
         )
     else:
-        _conclude(outcome.out, outcome.measured, outcome.resumed, outcome.failed)
+        _conclude(outcome.out, outcome.measured, outcome.resumed, outcome.failed, merges=shard is not None)
     raise typer.Exit(outcome.exit_code)
 
 
-def _conclude(out: Path, measured: int, resumed: int, failed: dict[str, dict[str, str]]) -> None:
+def _conclude(out: Path, measured: int, resumed: int, failed: dict[str, dict[str, str]], *, merges: bool) -> None:
     lost = sum(map(len, failed.values()))
     typer.echo(f"{measured} measured, {resumed} kept from before{f', {lost} of them failed' if lost else ''} -> {out}")
     for label, reasons in failed.items():
@@ -147,4 +169,7 @@ def _conclude(out: Path, measured: int, resumed: int, failed: dict[str, dict[str
             typer.echo(f"failed: {label}: {matrix}: {reason}", err=True)
         if len(reasons) > 10:
             typer.echo(f"failed: {label}: {len(reasons) - 10} more; `geopd show {out}` counts them", err=True)
-    typer.echo(f"next: geopd show {out}   |   geopd report {out}")
+    if merges:
+        typer.echo(f"next, when all shards are done: geopd merge {out.parent.parent}")
+    else:
+        typer.echo(f"next: geopd show {out}   |   geopd report {out}")

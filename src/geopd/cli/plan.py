@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from geopd.cli.measure import _Base, _Matrices, _Metrics, _Runs
+from geopd.cli.measure import _Base, _Matrices, _Metrics, _PerHead, _Runs
+
+_LISTED = 10  # tensors left out that are named for each run
 
 
 def plan(
@@ -15,60 +17,68 @@ def plan(
     runs: _Runs,
     matrices: _Matrices = None,
     metrics: _Metrics = None,
+    per_head: _PerHead = False,
+    nulls: Annotated[int, typer.Option(min=0, help="Draws of nulls; each costs two checkpoints.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: as cores and memory allow]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what would be compared, what would be left out and why, and what it would cost.
 
+    Probes this machine for a few seconds; reads headers, and of weights only what that and the first difference take.
+
     Example: geopd plan Qwen3-8B-Base runs/sft
     """
-    from geopd.engine import MeasureOptions, estimate, make_plan
+    from geopd.engine import MeasureOptions, make_plan
+    from geopd.engine.preflight import preflight
 
     given = {"matrices": matrices, "metrics": metrics}
-    options = MeasureOptions(**{key: tuple(value) for key, value in given.items() if value})  # type: ignore[arg-type]
-    made = make_plan(base, runs, options)
-    tasks = made.tasks({(run.run.label, name): "" for run in made.runs for name in run.pairs})
-    expected = estimate(tasks)
-    summary = {
-        "runs": {run.run.label: {"steps": run.steps, "origin": str(run.origin), **run.coverage()} for run in made.runs},
-        "matrices": len(tasks),
-        "bytes": sum(made.tensors().values()),
-        "seconds_one_worker": expected.seconds,
-        "bytes_per_worker": expected.worker_bytes,
-        "largest": [{"matrix": task.weight.name, "shape": list(task.shape)} for task in tasks[:5]],
-    }
+    chosen = {key: tuple(value) for key, value in given.items() if value}
+    options = MeasureOptions(nulls=nulls, per_head=per_head, **chosen)  # type: ignore[arg-type]
+    summary = preflight(make_plan(base, runs, options), workers)
     if as_json:
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps(summary, allow_nan=False))
     else:
         _print(summary)
 
 
-def _print(summary: dict[str, object]) -> None:
+def _print(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from geopd.engine.progress import span
+
     console = Console(highlight=False, soft_wrap=True)
-    runs = summary["runs"]
-    assert isinstance(runs, dict)
-    for label, run in runs.items():
+    for label, run in summary["runs"].items():
         console.print(
             f"[bold]{escape(label)}[/]: "
             + escape(f"{run['matched']} tensors matched with {run['origin']}, {_steps(run['steps'])}")
         )
+        formats = " and ".join(run["formats"])
+        console.print(f"  read as {escape(formats)}; the base as {escape(run['origin_format'])}")
+        for dtypes, count in run["dtypes"].items():
+            console.print(f"  {count} tensors {dtypes}")
+        if run["not_selected"]:
+            console.print(f"  {run['not_selected']} tensors not selected")
         for warning in run["warnings"]:
-            console.print(escape(f"  note: {warning}"))
-        for item in run["skipped"]:
+            console.print(f"  [yellow]note:[/] {escape(warning)}")
+        for item in run["skipped"][:_LISTED]:
             console.print(escape(f"  left out: {item['name']}: {item['reason']}"))
+        if (rest := len(run["skipped"]) - _LISTED) > 0:
+            console.print(f"  left out: {rest} more (--json lists them)")
         for item in run["failed"]:
             console.print(escape(f"  damaged: {item['matrix']}: {item['reason']}"))
+    reading = f" (about {span(summary['reading_seconds'])})" if summary["reading_seconds"] else ""
     console.print(
-        f"{summary['matrices']} tensors to measure, {_gigabytes(summary['bytes'])} to read, about "
-        f"{summary['seconds_one_worker']:.0f} s on one worker once started, {_gigabytes(summary['bytes_per_worker'])} "
-        "of memory a worker"
+        f"{summary['matrices']} tensors to measure, {_gigabytes(summary['bytes'])} to read{reading}; then about "
+        f"{span(summary['seconds_one_worker'])} on one worker, {span(summary['seconds'])} on {summary['workers']}, "
+        f"{_gigabytes(summary['bytes_per_worker'])} of memory a worker"
     )
+    for item in summary["costliest"]:
+        shape = " x ".join(map(str, item["shape"]))
+        console.print(f"  {escape(item['matrix'])} ({shape}): {span(item['seconds'])}")
 
 
-def _gigabytes(count: object) -> str:
-    assert isinstance(count, int)
+def _gigabytes(count: int) -> str:
     return f"{count / 2**30:.2f} GB"
 
 

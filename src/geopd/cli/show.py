@@ -27,6 +27,9 @@ def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A results folder written by `geopd measure --out`.")],
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON, unrounded, and nothing else.")] = False,
     top: Annotated[int, typer.Option(min=0, help="How many of the matrices that moved most to list per run.")] = 10,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Instead, where the time went: by module, and the slowest matrices.")
+    ] = False,
 ) -> None:
     """Show what each run did to the weights: one line a run, its nulls, and the matrices that moved most.
 
@@ -36,6 +39,10 @@ def show(
 
     from geopd.results import read_results
 
+    if timing:
+        _show_timing(folder, json_output, top)
+        return
+    _require_tables(folder)
     results = read_results(folder)
     content = _content(results, top)
     if json_output:
@@ -47,6 +54,20 @@ def show(
     if not console.is_terminal:  # a pipe has no width of its own; 80 columns would fold every number
         console = Console(width=150)
     _print(console, content)
+
+
+def _require_tables(folder: Path) -> None:
+    from geopd.results.task_log import read_log
+
+    if (folder / "manifest.json").is_file():
+        return
+    if read_log(folder):
+        raise ValueError(
+            f"{folder}: not measured to its end yet; the same `geopd measure` command goes on from there, and "
+            f"`geopd show {folder} --timing` says what is done"
+        )
+    if (folder / "shards").is_dir():
+        raise ValueError(f"{folder}: holds shards that are not merged yet; when all are done: geopd merge {folder}")
 
 
 def _content(results: Results, top: int) -> dict[str, Any]:
@@ -142,3 +163,39 @@ def _print_movers(console: Console, run: str, moved: list[dict[str, Any]]) -> No
             format_value("stable_rank", line["stable_rank"]),
         )
     console.print(table)
+
+
+def _show_timing(folder: Path, json_output: bool, top: int) -> None:
+    """Seconds as the log has them, also of a measurement that has not ended yet."""
+    from geopd.results.task_log import LOG, read_log
+    from geopd.results.task_log import timing as timing_of
+
+    lines = read_log(folder)
+    if not lines:
+        raise ValueError(f"{folder}: no {LOG} here, or nothing in it; name a folder written by `geopd measure --out`")
+    content = timing_of(lines)
+    if json_output:
+        import json
+
+        typer.echo(json.dumps(content, indent=1, allow_nan=False))
+        return
+    lost = f", {content['workers_lost']} workers lost" if content["workers_lost"] else ""
+    failed = f", {content['failed']} failed" if content["failed"] else ""
+    typer.echo(f"{content['tasks']} tasks in workers: {_spent(content).lstrip()}{failed}{lost}")
+    if content["factor"] is not None:
+        typer.echo(f"expected {content['expected_seconds']:.1f} s: it took {content['factor']:.2f} times as long")
+    if content["bytes_factor"] is not None:
+        typer.echo(
+            f"largest worker {content['peak_bytes'] / 2**30:.2f} GB, {content['bytes_factor']:.2f} times the expected"
+        )
+    for item in content["modules"]:
+        typer.echo(f"  {item['module']:<12} {item['tasks']:>5} tasks {_spent(item)}")
+    if top:
+        typer.echo("slowest:")
+    for item in content["matrices"][:top]:
+        shape = f"{item['rows']} x {item['cols']}"
+        typer.echo(f"  {item['matrix']:<40} {shape:>16} {_spent(item)}  {item['method']}")
+
+
+def _spent(item: dict[str, Any]) -> str:
+    return f"{item['seconds']:>10.1f} s ({item['cpu_seconds']:.1f} s of processor)"

@@ -10,9 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from geopd.engine.executor import THREADS
 from geopd.engine.pairs import flat, nested, still_current
-from geopd.engine.plan import Plan, RunPlan
 from geopd.results import EVALUATIONS, RUNS, Store
 
 SCHEMA_VERSION = 1
@@ -20,16 +18,20 @@ SCHEMA_VERSION = 1
 
 def fold(
     store: Store,
-    plan: Plan,
+    settings: dict[str, Any],
+    covered: Mapping[str, dict[str, Any]],
     before: dict[str, Any] | None,
     entries: dict[str, dict[str, Any]],
     parts: dict[str, dict[str, str]],
     pairs: Mapping[tuple[str, str, str], str],
+    estimated: dict[str, Any] | None,
+    device: str,
 ) -> set[str]:
     """Write the tables and the manifest of everything in the folder: ``before``'s runs and this plan's.
 
-    ``entries`` and ``parts`` are this plan's inputs and part names by run label, ``pairs`` its part names by (run,
-    other run, matrix). Returns the names of the parts about two runs that no longer hold.
+    ``settings``: the options. ``covered``, ``entries`` and ``parts`` are this plan's coverage, inputs and part names by
+    run label, ``pairs`` its part names by (run, other run, matrix). ``estimated``: what this call expected of its
+    tasks, None where it had none. Returns the names of the parts about two runs that no longer hold.
     """
     before = before or {"inputs": {}, "parts": {}, "pair_parts": {}, "coverage": {}, "timing": {}}
     inputs = {**before["inputs"], **entries}
@@ -41,20 +43,21 @@ def fold(
         label: {name: {k: record[k] for k in ("seconds", "method", "threads")} for name, record in found.items()}
         for label, found in records.items()
     }
-    coverage = {label: _coverage(run, records[label]) for label, run in plan.by_label.items()}
+    coverage = {label: _coverage(found, records[label]) for label, found in covered.items()}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "geopd_version": version("geopd"),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "polars", "safetensors")}
         | {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()},
-        "device": "cpu",
-        "threads": THREADS,
-        "settings": plan.options.as_settings(),
+        "device": device,
+        "threads": max((record["threads"] for found in timing.values() for record in found.values()), default=1),
+        "settings": settings,
         "inputs": inputs,
         "coverage": {**before["coverage"], **coverage},
         "parts": all_parts,
         "pair_parts": nested(all_pairs),
         "timing": {**before["timing"], **timing},
+        "estimate": before.get("estimate") if estimated is None else estimated,
     }
     tables = {"runs": _runs_table(inputs), "evaluations": _evaluations_table(inputs)}
     keys = [key for run in all_parts.values() for key in run.values()]
@@ -62,15 +65,14 @@ def fold(
     return {key for _, key in flat(old_pairs)} - set(all_pairs.values())
 
 
-def _coverage(run: RunPlan, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    covered = run.coverage()
+def _coverage(covered: dict[str, Any], records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     known = {item["matrix"] for item in covered["failed"]}
-    covered["failed"] += [
+    measured = [
         {"matrix": name, "reason": record["failure"]}
         for name, record in sorted(records.items())
         if record["failure"] and name not in known
     ]
-    return covered
+    return covered | {"failed": covered["failed"] + measured}
 
 
 def _runs_table(inputs: dict[str, dict[str, Any]]) -> pl.DataFrame:

@@ -1,38 +1,40 @@
-"""Measuring: plan, verify the inputs' digests, do what is not done, fold the tables."""
+"""Measuring: plan, hold the folder, verify the inputs' digests, do what is not done, fold the tables."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from dataclasses import replace as with_fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import polars as pl
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from torch import Tensor
 
-from geopd.checkpoints import CheckpointError, combine_digests
-from geopd.engine.cost import Estimate, choose_workers, estimate
-from geopd.engine.executor import run_tasks
+from geopd.engine.cost import Estimate, choose_workers, estimate, probed, task_seconds
+from geopd.engine.decomposition_cache import DecompositionCache
+from geopd.engine.execution import Execution
+from geopd.engine.executor import InProcess
+from geopd.engine.extending import extended, older_part
+from geopd.engine.folder import held, manifest_of
 from geopd.engine.folding import fold
 from geopd.engine.inputs import digest_tensors
+from geopd.engine.local_execution import LocalExecution, devices_of
 from geopd.engine.options import MeasureOptions
-from geopd.engine.pairs import pair_key
-from geopd.engine.plan import ORIGIN, Plan, RunPlan, make_plan
-from geopd.engine.task import Task
-from geopd.results import Store, digest_of
+from geopd.engine.part_names import NUMERICS, pair_keys, part_key, replaced_parts, run_entry, verify_origins
+from geopd.engine.plan import ORIGIN, Digests, Plan, make_plan
+from geopd.engine.progress import Reporter, reporter, span
+from geopd.engine.shards import Shard, forget_shard, record_shard
+from geopd.engine.task_lines import task_line
+from geopd.engine.zeroed_blocks import tell_zeroed, zeroed_block
+from geopd.results import Store
+from geopd.results.task_log import append_line
 
-NUMERICS = 4  # part of every part's name: raise it when the same inputs should give other numbers
-Digests = dict[tuple[Path, str], str | None]
+__all__ = ["NUMERICS", "MeasureOutcome", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,69 +65,147 @@ def measure(
     workers: int | None = 1,
     replace: bool = False,
     quiet: bool = True,
+    progress: str | None = None,
+    device: str = "auto",
+    execution: Execution | None = None,
+    cache: DecompositionCache | None = None,
+    shard: Shard | None = None,
 ) -> MeasureOutcome:
     """Measure runs against their origin into a results folder; the same call again does only what is left.
 
     ``base``: a checkpoint, or ``origin`` (each run's ``run.json`` says). ``runs``: paths or ``label=path``, each a
     checkpoint or a folder of step-numbered ones. The same ``out`` accumulates runs. ``workers``: processes, None for as
-    many as cores and memory allow. ``replace``: measure a label anew although its inputs changed.
+    many as cores and memory allow. ``replace``: measure a label anew although its inputs changed. ``progress``: bar,
+    json or none, by default as ``quiet`` says. ``device``: auto, cpu or cuda. ``execution``: who runs the tasks and
+    where, None for this machine. ``cache``: where origins' decompositions are kept; no value depends on it. ``shard``:
+    measure only its share, into a folder of its own under ``out``, for ``merge``.
 
-    Metrics of two runs are computed for all pairs of this call's runs that have one origin checkpoint; a run measured
-    in a later call is compared with the runs of that call only, so name again those it should be compared with.
+    Metrics of two runs are computed for the pairs of this call's runs that have one origin checkpoint, unless both
+    carry tags (controls are held against their baselines, not against one another). A run measured in a later call is
+    compared with the runs of that call only, so name again those it should be compared with.
 
     Raises:
-        ValueError: if an input or option is unusable, nothing matches, the folder holds other settings, or a label is
-            there already with other inputs.
-        RuntimeError: if a worker process died; what had finished is kept.
+        ValueError: if an input or option is unusable, nothing matches, another process holds the folder, it has other
+            settings, or a label is there already with other inputs.
+        RuntimeError: if no worker can be had; what had finished is kept.
+        OSError: if the folder cannot be written any more; what had finished is kept.
     """
-    console = Console(stderr=True, quiet=quiet)
     options = options or MeasureOptions()
     # an option out of range is refused before anything is read
     _ = options.parameters, options.selection, options.diagnostics
-    plan = make_plan(base, runs, options, paradigms)
-    out = Path(out)
-    before = _manifest(out)
-    _check_settings(out, before, plan.options)
-    digests = _digest(plan, console)
-    verified = str(base) == ORIGIN
-    entries = {run.run.label: _run_entry(run, digests, verified=verified) for run in plan.runs}
-    keys = {(run.run.label, name): _key(run, name, digests, plan.options) for run in plan.runs for name in run.pairs}
-    try:
-        store = Store(out)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
-    stale = _stale(out, before, entries, replace)
-    parts = {run.run.label: {name: keys[run.run.label, name] for name in run.pairs} for run in plan.runs}
-    pairs = _pair_keys(plan, keys)
-    missing = {item: key for item, key in keys.items() if not _finished(store, key)}
-    tasks = plan.tasks(missing, {item: key for item, key in pairs.items() if not _finished(store, key)})
-    _announce(console, plan, len(keys) - len(missing))
-    _perform(store, tasks, workers, console)
-    with store.folding():
-        before = _manifest(out)  # another call may have added its runs meanwhile
-        _check_settings(out, before, plan.options)
-        stale |= fold(store, plan, before, entries, parts, pairs)
-        store.discard(stale - {key for run in parts.values() for key in run.values()})
-    failed = _failures(store, plan, parts, pairs)
-    return MeasureOutcome(out, len(missing), len(keys) - len(missing), failed)
+    report = reporter(progress or ("none" if quiet else "bar"))
+    devices = (execution.device,) if execution else devices_of(device)
+    whole = make_plan(base, runs, options, paradigms)
+    plan, out = (whole, Path(out)) if shard is None else (shard.share_of(whole), shard.folder(Path(out)))
+    _check_settings(out, manifest_of(out), options)
+    with held(out):
+        forget_shard(out)
+        call = _Call(plan, out, report, verified=str(base) == ORIGIN, replace=replace)
+        if cache is not None:
+            kept = with_fields(cache, numerics=NUMERICS, since=time.time())
+            call.tasks = [with_fields(task, cache=kept) for task in call.tasks]
+        outcome = call.perform(workers, devices, execution)
+        if shard is not None:
+            record_shard(out, shard, whole, call.digests)
+        return outcome
 
 
-def _manifest(out: Path) -> dict[str, Any] | None:
-    path = out / "manifest.json"
-    if not path.is_file():
-        return None
+class _Call:
+    """One call with the folder in its hands."""
+
+    def __init__(self, plan: Plan, out: Path, report: Reporter, *, verified: bool, replace: bool) -> None:
+        self.plan, self.report, self.out = plan, report, out
+        self.before = manifest_of(out)
+        self.digests = digests = _digest(plan, report)
+        if verified:
+            verify_origins(plan, digests)
+        self.entries = {run.run.label: run_entry(run, digests) for run in plan.runs}
+        self.stale = replaced_parts(out, self.before, self.entries, replace=replace)
+        named = [(run, name) for run in plan.runs for name in run.pairs]
+        self.keys = {(run.run.label, name): part_key(run, name, digests, plan.options) for run, name in named}
+        self.pairs = pair_keys(plan, self.keys)
+        try:
+            self.store = Store(out)
+        except OSError as error:
+            raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from error
+        self.missing = {item: key for item, key in self.keys.items() if not self._finished(key)}
+        kept = {}
+        for run, name in named:
+            if (run.run.label, name) in self.missing:
+                of_first = partial(part_key, run, name, digests, plan.options)
+                if older := older_part(self.store, len(run.pairs[name]), of_first):
+                    kept[run.run.label, name] = older
+        missing_pairs = {item: key for item, key in self.pairs.items() if not self._finished(key)}
+        self.tasks = plan.tasks(self.missing, missing_pairs, kept, digests)
+
+    def _finished(self, key: str) -> bool:
+        return self.store.has(key) and not self.store.record(key)["retry"]
+
+    def perform(self, workers: int | None, devices: tuple[str, ...], execution: Execution | None) -> MeasureOutcome:
+        """Run the tasks and fold the tables."""
+        finished = len(self.keys) - len(self.missing)
+        _announce(self.report, self.plan, self.entries, finished)
+        estimated = self._run(workers, devices, execution) if self.tasks else None
+        parts = {run.run.label: {name: self.keys[run.run.label, name] for name in run.pairs} for run in self.plan.runs}
+        with self.store.folding(), _writing(self.out):
+            device = devices[0].partition(":")[0]
+            about = (self.plan.options.as_settings(), {run.run.label: run.coverage() for run in self.plan.runs})
+            gone = fold(self.store, *about, self.before, self.entries, parts, self.pairs, estimated, device)
+            self.store.discard((gone | self.stale) - {key for run in parts.values() for key in run.values()})
+        failed = _failures(self.store, self.plan, parts, self.pairs)
+        return MeasureOutcome(self.out, len(self.missing), finished, failed)
+
+    def _run(self, workers: int | None, devices: tuple[str, ...], execution: Execution | None) -> dict[str, Any]:
+        """Run the tasks, committing each as it ends; what was expected, for the manifest."""
+        machine = probed(self.tasks)
+        expected = estimate(self.tasks, machine)
+        execution = execution or _local(workers, devices, expected, len(self.tasks))
+        self.report.say(escape(_describe(expected, execution.workers, len(self.tasks))))
+        kept = {run.key: run.kept for task in self.tasks for run in task.runs if run.kept}
+        costs = [task_seconds(task, machine) for task in self.tasks]
+        with self.report.measuring(costs, execution.current) as done:
+            try:
+                for task, outcome in execution.run(self.tasks):
+                    line = task_line(task, outcome, task_seconds(task, machine), devices[0])
+                    with _writing(self.out):
+                        for part in outcome.parts:
+                            older = kept.get(part.key)
+                            self.store.commit(extended(self.store, older, part) if older else part)
+                        append_line(self.out, line)
+                    done(line)
+            finally:
+                execution.cancel()
+        about = {"tasks": len(self.tasks), "workers": execution.workers, "machine": asdict(machine)}
+        return asdict(expected) | about
+
+
+def _local(workers: int | None, devices: tuple[str, ...], expected: Estimate, tasks: int) -> Execution:
+    count = choose_workers(workers, expected, tasks)
+    if devices != ("cpu",):
+        count = min(count, len(devices))
+    return LocalExecution(count, devices) if count else InProcess(devices[0])
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """What goes wrong with the folder, said as such.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); remove the folder or name another --out") from error
-    return manifest
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise OSError(
+            f"{out}: cannot be written ({error}); what had finished is kept: make room and run the same command again"
+        ) from error
 
 
 def _check_settings(out: Path, before: dict[str, Any] | None, options: MeasureOptions) -> None:
     if before is None:
         return
     asked = options.as_settings()
-    for name, value in before["settings"].items():
+    for name, value in {"per_head": False, **before["settings"]}.items():
         if asked.get(name) != value:
             raise ValueError(
                 f"{out}: was measured with {name} = {value}, not {asked.get(name)}; "
@@ -133,152 +213,45 @@ def _check_settings(out: Path, before: dict[str, Any] | None, options: MeasureOp
             )
 
 
-def _digest(plan: Plan, console: Console) -> Digests:
+def _digest(plan: Plan, report: Reporter) -> Digests:
     sizes = plan.tensors()
-    columns = (SpinnerColumn(), TextColumn("reading inputs"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    quiet = console.quiet or not console.is_terminal  # elsewhere a bar that goes away leaves an empty line behind
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        bar = progress.add_task("", total=sum(sizes.values()))
-        return digest_tensors(sizes, 2, lambda done: progress.advance(bar, done))
+    zeroed: dict[tuple[Path, str], int] = {}
+
+    def look(path: Path, name: str, tensor: Tensor) -> None:
+        if (at := zeroed_block(tensor)) is not None:
+            zeroed[path, name] = at
+
+    with report.reading(sum(sizes.values())) as advance:
+        digests = digest_tensors(sizes, plan.opened, 2, advance, look)
+    for run in plan.runs:
+        tell_zeroed(run, zeroed)
+    return digests
 
 
-def _checkpoint_digest(path: Path, digests: Digests) -> str | None:
-    tensors = {name: value for (where, name), value in digests.items() if where == path}
-    known = {name: value for name, value in tensors.items() if value is not None}
-    return combine_digests(known) if len(known) == len(tensors) else None
-
-
-def _run_entry(run: RunPlan, digests: Digests, *, verified: bool) -> dict[str, Any]:
-    origin = _checkpoint_digest(run.origin, digests)
-    manifest = run.run.manifest
-    if (
-        verified
-        and manifest is not None
-        and manifest.origin is not None
-        and manifest.origin.digest not in (None, origin)
-    ):
-        raise CheckpointError(
-            f"{run.origin}: not the checkpoint that {run.run.label} started from: its digest is {origin}, run.json "
-            f"says {manifest.origin.digest}; restore it, or name the base yourself"
-        )
-    return {
-        "path": str(run.run.path),
-        "origin": str(run.origin),
-        "origin_digest": origin,
-        "steps": run.steps,
-        "digests": [_checkpoint_digest(path, digests) for _, path in run.run.checkpoints],
-        "paradigm": run.paradigm,
-        "seed": manifest.seed if manifest else None,
-        "tags": manifest.tags if manifest else {},
-        "run_settings": manifest.settings if manifest else {},
-        "evaluations": list(run.run.evaluations),
-    }
-
-
-def _key(run: RunPlan, name: str, digests: Digests, options: MeasureOptions) -> str:
-    paths = dict(run.run.checkpoints)
-    steps = run.pairs[name]
-    first = next(iter(steps.values()))
-    relevant = {key: value for key, value in options.as_settings().items() if key != "matrices"}
-    return digest_of(
-        {
-            "numerics": NUMERICS,
-            "run": run.run.label,
-            "matrix": name,
-            "full": options.selection.full(first.weight),
-            "origin": digests.get((run.origin, first.origin_tensor)),
-            "steps": [[step, digests.get((paths[step], pair.tuned_tensor))] for step, pair in steps.items()],
-            "settings": relevant,
-        }
-    )
-
-
-def _pair_keys(plan: Plan, keys: Mapping[tuple[str, str], str]) -> dict[tuple[str, str, str], str]:
-    """Part names of the runs two by two, by (run, other run, matrix)."""
-    if not plan.options.pair_diagnostics:
-        return {}
-    found = {}
-    for one, other in plan.run_pairs():
-        run, second = one.run.label, other.run.label
-        for name in one.pairs.keys() & other.pairs.keys():
-            found[run, second, name] = pair_key(keys[run, name], keys[second, name])
-    return dict(sorted(found.items()))
-
-
-def _stale(out: Path, before: dict[str, Any] | None, entries: dict[str, dict[str, Any]], replace: bool) -> set[str]:
-    """Parts of labels that are measured anew."""
-    stale: set[str] = set()
-    for label, entry in entries.items():
-        old = before["inputs"].get(label) if before else None
-        if before is None or old is None:
-            continue
-        now = dict(zip(entry["steps"], entry["digests"], strict=True))
-        known = [(old["origin_digest"], entry["origin_digest"])]
-        known += [(digest, now.get(step, "gone")) for step, digest in zip(old["steps"], old["digests"], strict=True)]
-        # no digest: it was damaged then, so a repaired one is welcome
-        if any(was not in (None, digest) for was, digest in known) and not replace:
-            raise ValueError(
-                f"{out}: already holds a run labelled {label} with other inputs ({old['path']} from {old['origin']}); "
-                "give this one another label, or --replace that one"
-            )
-        stale |= set(before["parts"][label].values())
-    return stale
-
-
-def _finished(store: Store, key: str) -> bool:
-    return store.has(key) and not store.record(key)["retry"]
-
-
-def _announce(console: Console, plan: Plan, finished: int) -> None:
+def _announce(report: Reporter, plan: Plan, entries: Mapping[str, dict[str, Any]], finished: int) -> None:
     for run in plan.runs:
         covered = run.coverage()
-        console.print(
+        report.say(
             f"[bold]{escape(run.run.label)}[/] ({run.paradigm}): {covered['matched']} tensors matched over "
-            f"{len(run.steps)} checkpoint(s), {len(run.skipped)} skipped, {len(run.failed)} damaged",
-            highlight=False,
-            soft_wrap=True,
+            f"{len(run.steps)} checkpoint(s), {len(run.skipped)} skipped, {len(run.failed)} damaged"
         )
         for warning in run.warnings:
-            console.print(f"  [yellow]note[/] {escape(warning)}", highlight=False, soft_wrap=True)
+            report.say(f"  [yellow]note[/] {escape(warning)}")
+        entry = entries[run.run.label]
+        for step, digest in zip(run.steps, entry["digests"], strict=True):
+            if digest is not None and digest == entry["origin_digest"]:
+                at = "" if step is None else f" at step {step}"
+                report.say(f"  [yellow]note[/] nothing changed{at}: the same content as {escape(entry['origin'])}")
         for name, reason in list(run.skipped.items())[:5] + list(run.failed.items())[:5]:
-            console.print(f"  [yellow]left out[/] {escape(f'{name}: {reason}')}", highlight=False, soft_wrap=True)
+            report.say(f"  [yellow]left out[/] {escape(f'{name}: {reason}')}")
     if finished:
-        console.print(f"{finished} finished before: kept", highlight=False)
-
-
-def _perform(store: Store, tasks: list[Task], workers: int | None, console: Console) -> None:
-    if not tasks:
-        return
-    expected = estimate(tasks)
-    count = choose_workers(workers, expected, len(tasks))
-    console.print(_describe(expected, count, len(tasks)), highlight=False)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=console.quiet) as progress:
-        bar = progress.add_task("measuring", total=len(tasks))
-        for task, parts in run_tasks(tasks, count):
-            for part in parts:
-                store.commit(part)
-            progress.update(bar, advance=1, description=escape(task.weight.name))
-        progress.update(bar, description="measured")
+        report.say(f"{finished} finished before: kept")
 
 
 def _describe(expected: Estimate, workers: int, tasks: int) -> str:
     seconds = max(expected.seconds / workers, expected.longest)
-    span = (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
     memory = expected.worker_bytes * workers / (1 << 30)
-    return f"{tasks} matrices in {workers} process(es): about {span}, up to {memory:.1f} GB of memory"
+    return f"{tasks} matrices in {workers} process(es): about {span(seconds)}, up to {memory:.1f} GB of memory"
 
 
 def _failures(

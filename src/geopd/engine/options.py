@@ -20,7 +20,7 @@ class MeasureOptions:
     ``rotation_k``, ``principal_rank``: an integer, or ``p/8`` for a share of each matrix's p = min(m, n), at least 2.
     ``matrices``: presets (layers, attention, all) or globs over canonical names. ``metrics``: metric or group names
     (entrywise, update, full). ``nulls``: draws of the Gaussian and the permuted null, each the price of a checkpoint; 0
-    keeps to closed forms.
+    keeps to closed forms. ``per_head``: attention matrices head by head, not whole (rows of q, k, v, columns of o).
 
     Raises:
         ValueError: on first use, if an option is out of range; the text names it.
@@ -35,6 +35,7 @@ class MeasureOptions:
     matrices: tuple[str, ...] = ("layers",)
     metrics: tuple[str, ...] = ("full",)
     nulls: int = 0
+    per_head: bool = False
 
     def with_sweeps(self) -> MeasureOptions:
         """The same with alpha in {0.05, 0.1, 0.3, 0.5} and Hill k in {8, 16, 32, 64} beside what is asked."""

@@ -3,57 +3,46 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-from geopd.checkpoints import CheckpointError, Run, holds_weights, open_run
-from geopd.engine.inputs import opened
+from geopd.checkpoints import CheckpointError, Run, TensorInfo, holds_weights, is_adapter, located, open_run
+from geopd.engine.cost import task_cost
+from geopd.engine.inputs import Stamp, opened, stamp_of
 from geopd.engine.options import MeasureOptions
-from geopd.engine.task import Location, RunEnds, RunSteps, Task
-from geopd.matrices import Pair, Pairing, pair_checkpoints
-from geopd.results import PARADIGMS
+from geopd.engine.run_plan import RunPlan, plan_run
+from geopd.engine.workload import Kept, Location, RunEnds, RunSteps, Task
+from geopd.matrices import CanonicalCheckpoint, Pair, canonical_names
 
 ORIGIN = "origin"  # the word that stands for: as each run's run.json says
-
-
-@dataclass
-class RunPlan:
-    """One run against its origin: its paradigm, the pairs of every step, and what is left out."""
-
-    run: Run
-    origin: Path
-    paradigm: str
-    pairs: dict[str, dict[int | None, Pair]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    unselected: set[str] = field(default_factory=set)
-
-    @property
-    def steps(self) -> list[int | None]:
-        """The run's steps in order."""
-        return [step for step, _ in self.run.checkpoints]
-
-    def coverage(self) -> dict[str, Any]:
-        """What is compared and what is not, as the manifest records it."""
-        return {
-            "matched": sum(name not in self.failed for name in self.pairs),
-            "not_selected": len(self.unselected),
-            "skipped": [{"name": name, "reason": reason} for name, reason in sorted(self.skipped.items())],
-            "failed": [{"matrix": name, "reason": reason} for name, reason in sorted(self.failed.items())],
-            "warnings": self.warnings,
-        }
+Digests = Mapping[tuple[Path, str], str | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of one call, and the options they are measured with."""
+    """All runs of one call, the options they are measured with, and their checkpoints' files as they were found."""
 
     runs: tuple[RunPlan, ...]
     options: MeasureOptions
+    stamps: Mapping[Path, Stamp]
+    share: frozenset[tuple[Path, str]] | None = None
+    """Of one shard: the tensors that are its to read; None for all."""
+
+    @cached_property
+    def bases(self) -> dict[Path, Path]:
+        """What each adapter is read over: the origin its run is compared with."""
+        return {path: plan.origin for plan in self.runs for _, path in plan.run.checkpoints if is_adapter(path)}
+
+    def opened(self, path: Path) -> CanonicalCheckpoint:
+        """The canonical matrices of one of its checkpoints.
+
+        Raises:
+            CheckpointError: as ``open_checkpoint``.
+        """
+        return opened(path, self.bases.get(path), per_head=self.options.per_head)
 
     @property
     def by_label(self) -> dict[str, RunPlan]:
@@ -61,33 +50,50 @@ class Plan:
         return {plan.run.label: plan for plan in self.runs}
 
     def run_pairs(self) -> list[tuple[RunPlan, RunPlan]]:
-        """The runs two by two, ordered by label, that start from one origin."""
+        """The runs two by two, ordered by label, that start from one origin; at least one of them without tags.
+
+        A hundred controls of a baseline would make five thousand pairs, of which those with the baseline are asked for.
+        """
         ordered = sorted(self.runs, key=lambda plan: plan.run.label)
-        return [(a, b) for a, b in combinations(ordered, 2) if a.origin == b.origin]
+        baselines = {plan.run.label for plan in ordered if plan.run.manifest is None or not plan.run.manifest.tags}
+        return [
+            (a, b)
+            for a, b in combinations(ordered, 2)
+            if a.origin == b.origin and not baselines.isdisjoint((a.run.label, b.run.label))
+        ]
 
     def tasks(
-        self, keys: Mapping[tuple[str, str], str], pair_keys: Mapping[tuple[str, str, str], str] | None = None
+        self,
+        keys: Mapping[tuple[str, str], str],
+        pair_keys: Mapping[tuple[str, str, str], str] | None = None,
+        kept: Mapping[tuple[str, str], Kept] | None = None,
+        digests: Digests | None = None,
     ) -> list[Task]:
-        """Tasks for the (run, matrix) and (run, other, matrix) named, longest first: one per matrix and origin."""
+        """Tasks for the (run, matrix) and (run, other, matrix) named, longest first: one per matrix and origin.
+
+        ``kept``: older parts that say what is to be known of a run's first steps. ``digests``: of the tensors.
+        """
+        kept, digests = kept or {}, digests or {}
         runs: dict[tuple[Path, str], list[RunSteps]] = defaultdict(list)
         pairs: dict[tuple[Path, str], list[RunEnds]] = defaultdict(list)
         found: dict[tuple[Path, str], Pair] = {}
         for plan in self.runs:
             for name, steps in plan.pairs.items():
-                if (plan.run.label, name) not in keys:
+                item = (plan.run.label, name)
+                if item not in keys:
                     continue
-                located = tuple((step, _tuned(plan, step, pair)) for step, pair in steps.items())
-                runs[plan.origin, name].append(RunSteps(plan.run.label, keys[plan.run.label, name], located))
+                located = tuple((step, self._tuned(plan, step, pair, digests)) for step, pair in steps.items())
+                runs[plan.origin, name].append(RunSteps(plan.run.label, keys[item], located, kept.get(item)))
                 found[plan.origin, name] = next(iter(steps.values()))
         for (run, other, name), key in (pair_keys or {}).items():
             one = self.by_label[run]
-            pairs[one.origin, name].append(_ends(one, self.by_label[other], name, key))
+            pairs[one.origin, name].append(self._ends(one, self.by_label[other], name, key, digests))
             found.setdefault((one.origin, name), next(iter(one.pairs[name].values())))
         tasks = [
             Task(
                 pair.weight,
                 pair.shape,
-                Location(origin, pair.origin_tensor),
+                self._location(origin, pair.origin_tensor, digests),
                 tuple(runs[origin, name]),
                 self.options,
                 self.options.selection.full(pair.weight),
@@ -97,54 +103,73 @@ class Plan:
         ]
         return sorted(tasks, key=lambda task: (-task_cost(task), str(task.origin.checkpoint), task.weight.name))
 
+    def all_tasks(self) -> list[Task]:
+        """Everything there is to measure, as if nothing were measured yet."""
+        keys = {(plan.run.label, name): "" for plan in self.runs for name in plan.pairs}
+        pairs = {
+            (one.run.label, other.run.label, name): ""
+            for one, other in self.run_pairs()
+            if self.options.pair_diagnostics
+            for name in one.pairs.keys() & other.pairs.keys()
+        }
+        return self.tasks(keys, pairs)
+
+    @cached_property
+    def _headers(self) -> dict[Path, dict[str, TensorInfo]]:
+        """What every checkpoint's header says, read once: runs may have more checkpoints than are kept open.
+
+        What a checkpoint promises and cannot give is there too, as of no bytes: without it, its content is not known.
+        """
+        lost = {dict(plan.run.checkpoints)[step]: plan for plan in self.runs for step in plan.lost}
+        found = {}
+        for path in sorted(self.stamps):
+            if path in lost:
+                names = [pair.tuned_tensor for steps in lost[path].pairs.values() for pair in steps.values()]
+                found[path] = _no_bytes(names)
+                continue
+            checkpoint = self.opened(path)
+            found[path] = _no_bytes(checkpoint.unreadable) | checkpoint.tensors
+        return found
+
+    def _location(self, path: Path, tensor: str, digests: Digests) -> Location:
+        info = self._headers[path].get(tensor)
+        readable = digests.get((path, tensor)) is not None
+        nbytes, per_head = info.nbytes if info else 0, self.options.per_head
+        return Location(path, tensor, self.stamps[path], readable, nbytes, self.bases.get(path), per_head)
+
+    def _tuned(self, plan: RunPlan, step: int | None, pair: Pair, digests: Digests) -> Location:
+        return self._location(dict(plan.run.checkpoints)[step], pair.tuned_tensor, digests)
+
+    def _ends(self, one: RunPlan, other: RunPlan, name: str, key: str, digests: Digests) -> RunEnds:
+        (step, pair), (other_step, other_pair) = (list(plan.pairs[name].items())[-1] for plan in (one, other))
+        ends = (self._tuned(one, step, pair, digests), self._tuned(other, other_step, other_pair, digests))
+        return RunEnds(one.run.label, other.run.label, key, step, *ends)
+
     def tensors(self) -> dict[tuple[Path, str], int]:
-        """Every readable tensor of every checkpoint in the plan, with its size in bytes."""
-        paths = {plan.origin for plan in self.runs} | {path for plan in self.runs for _, path in plan.run.checkpoints}
+        """Every tensor that the options select, of every checkpoint in the plan, with the bytes that can be read."""
         return {
-            (path, name): info.nbytes for path in sorted(paths) for name, info in sorted(opened(path).tensors.items())
+            (path, name): info.nbytes
+            for path, header in self._headers.items()
+            for selected in (self._selected(header),)
+            for name, info in sorted(header.items())
+            if name in selected and (self.share is None or (path, name) in self.share)
         }
 
-
-def _tuned(plan: RunPlan, step: int | None, pair: Pair) -> Location:
-    return Location(dict(plan.run.checkpoints)[step], pair.tuned_tensor)
-
-
-def _ends(one: RunPlan, other: RunPlan, name: str, key: str) -> RunEnds:
-    (step, pair), (other_step, other_pair) = (list(plan.pairs[name].items())[-1] for plan in (one, other))
-    ends = (_tuned(one, step, pair), _tuned(other, other_step, other_pair))
-    return RunEnds(one.run.label, other.run.label, key, step, *ends)
+    def _selected(self, header: Mapping[str, TensorInfo]) -> set[str]:
+        names = canonical_names({name: info.shape for name, info in header.items()})
+        return {name for name, weight in names.items() if self.options.selection.entrywise(weight)}
 
 
-def task_cost(task: Task) -> float:
-    """Expected work in units of one multiply-add of a float64 SVD (m n min(m, n) of them make one).
-
-    Constants from 256 x 256 to 12288 x 4096 on one core (docs/log.md): entrywise work, the update's triples (twice
-    where there are increments too), and a decomposition, whose cubic part is a seventh of the SVD's.
-    """
-    entries, p = _size(task)
-    groups = {diagnostic.group for diagnostic in task.diagnostics}
-    cost = 20.0 * len(task.pairs)
-    for run in task.runs:
-        steps = len(run.steps)
-        cost += 70.0 * steps
-        if groups & {"full", "update"}:
-            cost += 700.0 * (2 * steps - 1)
-        if "full" in groups:
-            cost += (0.14 * p + 800.0) * steps
-    if "full" in groups:
-        cost += 0.14 * p + 750.0
-    return entries * cost * (1 + 2 * task.options.nulls)
-
-
-def _size(task: Task) -> tuple[int, int]:
-    shape = task.shape if len(task.shape) == 2 else (*task.shape, 1)
-    return shape[0] * shape[1], min(shape)
+def _no_bytes(names: Iterable[str]) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, (1, 1), "unreadable", 0) for name in names}
 
 
 def make_plan(
     base: str | Path, runs: Sequence[str | Path], options: MeasureOptions, paradigms: Mapping[str, str] | None = None
 ) -> Plan:
     """Open every checkpoint's headers and pair each with its origin; no weights are read.
+
+    Of a run's steps some may be such that they cannot be opened: they are in its ``lost``.
 
     ``base`` is a checkpoint, or the word ``origin``: taken from each run's ``run.json``. A run is a path or
     ``label=path``. ``paradigms`` overrides what ``run.json`` says, by label.
@@ -161,7 +186,12 @@ def make_plan(
     paradigms = dict(paradigms or {})
     if unknown := sorted(set(paradigms) - set(labels)):
         raise ValueError(f"--paradigm: no run labelled {', '.join(unknown)}; runs are {', '.join(labels)}")
-    return Plan(tuple(_plan_run(base, run, options, paradigms.get(run.label)) for run in opened_runs), options)
+    # the stamps come first: what changes from here on is noticed
+    origins = {run.label: run.origin_path() if str(base) == ORIGIN else _base(base) for run in opened_runs}
+    paths = {*origins.values(), *(path for run in opened_runs for _, path in run.checkpoints)}
+    stamps = {path: stamp_of(path) for path in sorted(paths)}
+    plans = [plan_run(origins[run.label], run, options, paradigms.get(run.label)) for run in opened_runs]
+    return Plan(tuple(plans), options, stamps)
 
 
 def _open(argument: str | Path) -> Run:
@@ -173,24 +203,8 @@ def _open(argument: str | Path) -> Run:
     return open_run(text)
 
 
-def _plan_run(base: str | Path, run: Run, options: MeasureOptions, paradigm: str | None) -> RunPlan:
-    origin = run.origin_path() if str(base) == ORIGIN else _base(Path(base).absolute())
-    paradigm = paradigm or (run.manifest.paradigm if run.manifest else "other")
-    if paradigm not in PARADIGMS:
-        raise ValueError(f"{run.label}: paradigm {paradigm!r} is none of {', '.join(PARADIGMS)}")
-    plan = RunPlan(run, origin, paradigm, warnings=list(run.warnings))
-    skipped: dict[str, dict[str, list[int | None]]] = defaultdict(lambda: defaultdict(list))
-    for step, path in run.checkpoints:
-        pairing = pair_checkpoints(opened(origin), opened(path))
-        _add(plan, step, pairing, options, skipped)
-    for name, reasons in skipped.items():
-        plan.skipped[name] = "; ".join(_with_steps(reason, steps, plan.steps) for reason, steps in reasons.items())
-    if not any(name not in plan.failed for name in plan.pairs):
-        _nothing(plan)
-    return plan
-
-
-def _base(path: Path) -> Path:
+def _base(base: str | Path) -> Path:
+    path = located(base).absolute()
     if holds_weights(path):
         return path
     inside = open_run(path)
@@ -198,42 +212,3 @@ def _base(path: Path) -> Path:
         names = ", ".join(folder.name for _, folder in inside.checkpoints)
         raise CheckpointError(f"{path}: a base is one checkpoint, and this folder holds {names}; name one of them")
     return inside.checkpoints[0][1]
-
-
-def _add(
-    plan: RunPlan,
-    step: int | None,
-    pairing: Pairing,
-    options: MeasureOptions,
-    skipped: dict[str, dict[str, list[int | None]]],
-) -> None:
-    for name, pair in pairing.matched.items():
-        if options.selection.entrywise(pair.weight):
-            plan.pairs.setdefault(name, {})[step] = pair
-        else:
-            plan.unselected.add(name)
-    for skip in pairing.skipped:
-        if skip.weight is not None and not options.selection.entrywise(skip.weight):
-            plan.unselected.add(skip.name)
-        elif not skip.failed:
-            skipped[skip.name][skip.reason].append(step)
-        else:
-            plan.failed.setdefault(skip.name, skip.reason)
-            if skip.pair is not None:  # its task will fail with this reason, and the tables then say so
-                plan.pairs.setdefault(skip.name, {})[step] = skip.pair
-    plan.warnings += [warning for warning in pairing.warnings if warning not in plan.warnings]
-
-
-def _with_steps(reason: str, steps: list[int | None], every: list[int | None]) -> str:
-    return reason if steps == every else f"{reason} (at step {', '.join(map(str, steps))})"
-
-
-def _nothing(plan: RunPlan) -> None:
-    if plan.unselected and not plan.failed and not plan.skipped:
-        raise CheckpointError(f"{plan.run.path}: --matrices selects none of its {len(plan.unselected)} tensors")
-    reasons = [f"{name}: {reason}" for name, reason in sorted((plan.skipped | plan.failed).items())]
-    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    raise CheckpointError(
-        f"{plan.run.path}: nothing in it matches {plan.origin}: {reasons[0] if reasons else 'both are empty'}{more}; "
-        "is this the run's base?"
-    )

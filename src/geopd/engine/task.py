@@ -1,7 +1,8 @@
 """One task: one matrix over all checkpoints of all runs that share its origin, and those runs two by two.
 
 W0 is read and decomposed once and lent to every checkpoint. Where increments are asked for, a run is first walked
-through forwards (each increment leaves its leading triples), then measured backwards from its last checkpoint.
+through forwards (each increment leaves its leading triples), then measured backwards from its last checkpoint. Of
+checkpoints whose values an older part holds, only what depends on the run's end is measured.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,75 +36,16 @@ from geopd.diagnostics.coordinates import visible_signs
 from geopd.diagnostics.rotation import angles
 from geopd.diagnostics.rounding import noise_verdict
 from geopd.diagnostics.trajectory import Increment, increment_of
-from geopd.engine.inputs import opened
-from geopd.engine.options import MeasureOptions
-from geopd.matrices import WeightName
-from geopd.results import Identity, Measurement, Null, Part, Status, row
+from geopd.engine.inputs import InputChangedError, opened, require_unchanged
+from geopd.engine.workload import Location, RunEnds, RunSteps, Task, as_matrix_shape
+from geopd.results import Measurement, Null, Part, Status, row
 
-ALONG_THE_WAY = {"increment_similarity", "subspace_similarity"}  # what needs the run's increments
+__all__ = ["Location", "RunEnds", "RunSteps", "Task", "failed_parts", "perform", "read_matrix"]
+
+TO_THE_END = frozenset({"subspace_similarity"})
+"""Metrics of a checkpoint that depend on the run's last one: a longer run measures them anew for every step."""
+ALONG_THE_WAY = TO_THE_END | {"increment_similarity"}  # what needs the run's increments
 FINAL = "final"  # how vectors name the step of a checkpoint without a number
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A tensor on disk."""
-
-    checkpoint: Path
-    tensor: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunSteps:
-    """One run's side of a task: where the matrix lies at each step, and the name of the part it becomes."""
-
-    run: str
-    key: str
-    steps: tuple[tuple[int | None, Location], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnds:
-    """Two runs whose last checkpoints are compared (run < other), and the name of the part it becomes."""
-
-    run: str
-    other: str
-    key: str
-    step: int | None
-    last: Location
-    other_last: Location
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One canonical matrix, where its origin lies, the runs that it is compared with, and the pairs of runs."""
-
-    weight: WeightName
-    shape: tuple[int, ...]
-    origin: Location
-    runs: tuple[RunSteps, ...]
-    options: MeasureOptions
-    full: bool
-    pairs: tuple[RunEnds, ...] = ()
-
-    @property
-    def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """What is asked of this matrix: embeddings, heads and vectors are entrywise only, unless asked."""
-        return tuple(d for d in self.options.diagnostics if self.full or d.group == "entrywise")
-
-    @property
-    def pair_diagnostics(self) -> tuple[PairDiagnostic, ...]:
-        """What is asked of two runs, by the same rule."""
-        return tuple(d for d in self.options.pair_diagnostics if self.full or d.group == "entrywise")
-
-    def identity(self, run: str, step: int | None, other: str | None = None) -> Identity:
-        """The identity columns of this matrix's rows."""
-        rows, cols = as_matrix_shape(self.shape)
-        return Identity(run, step, self.weight.name, self.weight.layer, self.weight.module, rows, cols, other)
-
-
-def as_matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A vector counts as one column."""
-    return (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
 
 
 def read_matrix(location: Location) -> Tensor:
@@ -112,8 +53,13 @@ def read_matrix(location: Location) -> Tensor:
 
     Raises:
         CheckpointError: if it cannot be read or holds NaN or infinite entries; the text names file, tensor and count.
+        InputChangedError: if it could be read when the command began, or was another then.
     """
-    tensor = opened(location.checkpoint).read(location.tensor)
+    require_unchanged(location.checkpoint, location.stamp)
+    try:
+        tensor = opened(location.checkpoint, location.base, per_head=location.per_head).read(location.tensor)
+    except CheckpointError as error:
+        raise InputChangedError(str(error)) if location.readable else error from error
     bad = tensor.numel() - int(torch.isfinite(tensor).sum())
     if bad:
         raise CheckpointError(
@@ -126,14 +72,15 @@ def read_matrix(location: Location) -> Tensor:
 class _Reader:
     """Reads matrices and keeps the last two: a walk forwards and back reads neighbours twice in a row."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._kept: deque[tuple[Location, Tensor]] = deque(maxlen=2)
+        self._device = device
 
     def __call__(self, location: Location) -> Tensor:
         for where, matrix in self._kept:
             if where == location:
                 return matrix
-        matrix = read_matrix(location)
+        matrix = read_matrix(location).to(self._device)
         self._kept.append((location, matrix))
         return matrix
 
@@ -171,7 +118,14 @@ def _failures(task: Task, diagnostics: Sequence[Diagnostic | PairDiagnostic], re
 
 
 def _record(
-    task: Task, labels: dict[str, str], seconds: float, method: str, failure: str | None, *, retry: bool = False
+    task: Task,
+    labels: dict[str, str],
+    seconds: float,
+    method: str,
+    failure: str | None,
+    *,
+    retry: bool = False,
+    kept_steps: int = 0,
 ) -> dict[str, Any]:
     return labels | {
         "matrix": task.weight.name,
@@ -180,10 +134,11 @@ def _record(
         "failure": failure,
         "retry": retry,
         "threads": torch.get_num_threads(),
+        "kept_steps": kept_steps,
     }
 
 
-def perform(task: Task) -> list[Part]:
+def perform(task: Task, device: str = "cpu") -> list[Part]:
     """Measure one matrix over all its checkpoints: one part a run, and one for every pair of runs asked.
 
     What the inputs make impossible (damaged or non-finite tensors) becomes ``failed`` rows with the reason.
@@ -191,9 +146,15 @@ def perform(task: Task) -> list[Part]:
     started = time.perf_counter()
     try:
         vectors = frozenset[str]().union(*(d.vectors for d in task.diagnostics))
-        origin = OriginMatrix(read_matrix(task.origin), task.options.parameters, vectors)
+        origin = OriginMatrix(read_matrix(task.origin).to(device), task.options.parameters, vectors)
     except CheckpointError as error:
-        return failed_parts(task, str(error))
+        return failed_parts(task, str(error), retry=isinstance(error, InputChangedError))
+    decomposes = any(diagnostic.group == "full" for diagnostic in task.diagnostics)
+    with task.cache.lent(origin) if task.cache and decomposes else nullcontext():
+        return _measure_all(task, origin, started)
+
+
+def _measure_all(task: Task, origin: OriginMatrix, started: float) -> list[Part]:
     # one byte an entry for each run that is compared with another, so that its last checkpoint is read once
     signs: dict[Location, Tensor | None] = {end: None for pair in task.pairs for end in (pair.last, pair.other_last)}
     parts = []
@@ -203,51 +164,85 @@ def perform(task: Task) -> list[Part]:
     return parts + [_measure_pair(task, pair, origin, signs) for pair in task.pairs]
 
 
+@dataclass
+class _Found:
+    """What a run's steps have given so far."""
+
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    nulls: list[dict[str, Any]] = field(default_factory=list)
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    failure: str | None = None
+    retry: bool = False
+
+
 def _measure_run(
     task: Task, run: RunSteps, origin: OriginMatrix, signs: dict[Location, Tensor | None], started: float
 ) -> Part:
-    diagnostics = task.diagnostics
-    asked = {metric for diagnostic in diagnostics for metric in diagnostic.metrics}
-    measurements: list[dict[str, Any]] = []
-    nulls: list[dict[str, Any]] = []
-    vectors: dict[str, np.ndarray] = {}
-    failure = None
+    asked = {metric for diagnostic in task.diagnostics for metric in diagnostic.metrics}
+    found = _Found()
     final: UpdateSubspace | None = None
     many = len(run.steps) > 1
-    read = _Reader()
+    kept = run.kept.steps if run.kept else 0
+    read = _Reader(origin.stored.device)
     path = _trajectory(task, run, origin, read) if many and asked & ALONG_THE_WAY else None
     # the last checkpoint first: the others are compared with its subspace
     for position, (step, location) in reversed(list(enumerate(run.steps))):
-        identity = task.identity(run.run, step)
+        diagnostics = tuple(d for d in task.diagnostics if position >= kept or TO_THE_END & set(d.metrics))
+        if not diagnostics:
+            continue
         last = position == len(run.steps) - 1
         try:
             place = None if path is None else Place(path, position)
             comparison = Comparison(origin, read(location), final, place)
         except CheckpointError as error:
             # where it was the last, there is nothing for the others to be similar to
-            failure = str(error)
-            measurements += [row(identity, item) for item in _failures(task, diagnostics, failure)]
+            found.failure, found.retry = str(error), found.retry or isinstance(error, InputChangedError)
+            identity = task.identity(run.run, step)
+            found.measurements += [row(identity, item) for item in _failures(task, diagnostics, found.failure)]
             continue
         if last and many and "subspace_similarity" in asked:
             final = UpdateSubspace(comparison.update_decomposition, doubt=noise_verdict(comparison))
             comparison.final = replace(final, is_this=True)
-        closed: list[Null] = []
-        for diagnostic in diagnostics:
-            found = diagnostic.measure(comparison)
-            measurements += [row(identity, item) for item in found]
-            # a number that broke its own bounds: the command must not end as if all were well
-            failure = failure or next((item.note for item in found if item.status is Status.FAILED), None)
-            closed += diagnostic.nulls(comparison)
-        drawn = drawn_nulls(comparison, (d.measure for d in diagnostics), task.options.nulls, seed_of(task.weight.name))
-        replaced = {(item.metric, item.setting, item.null) for item in drawn}
-        kept = [item for item in closed if (item.metric, item.setting, item.null) not in replaced]
-        nulls += [row(identity, item) for item in kept + drawn]
-        vectors |= _vectors(comparison, FINAL if step is None else str(step), diagnostics)
+        _measure_step(task, run, step, comparison, diagnostics, found)
+        if position >= kept:
+            found.vectors |= _vectors(comparison, FINAL if step is None else str(step), diagnostics)
         if location in signs:
             signs[location] = visible_signs(comparison)
+    return _part(task, run, origin, found, time.perf_counter() - started)
+
+
+def _measure_step(
+    task: Task,
+    run: RunSteps,
+    step: int | None,
+    comparison: Comparison,
+    diagnostics: tuple[Diagnostic, ...],
+    found: _Found,
+) -> None:
+    identity = task.identity(run.run, step)
+    closed: list[Null] = []
+    for diagnostic in diagnostics:
+        items = diagnostic.measure(comparison)
+        found.measurements += [row(identity, item) for item in items]
+        # a number that broke its own bounds: the command must not end as if all were well
+        found.failure = found.failure or next((item.note for item in items if item.status is Status.FAILED), None)
+        closed += diagnostic.nulls(comparison)
+    drawn = drawn_nulls(comparison, (d.measure for d in diagnostics), task.options.nulls, seed_of(task.weight.name))
+    replaced = {(item.metric, item.setting, item.null) for item in drawn}
+    remaining = [item for item in closed if (item.metric, item.setting, item.null) not in replaced]
+    found.nulls += [row(identity, item) for item in remaining + drawn]
+
+
+def _part(task: Task, run: RunSteps, origin: OriginMatrix, found: _Found, seconds: float) -> Part:
+    try:
+        for location in (task.origin, *(location for _, location in run.steps)):
+            require_unchanged(location.checkpoint, location.stamp)
+    except InputChangedError as error:  # what was read since may be of either content
+        return _failed_run(task, run, str(error), retry=True)
     method = origin.decomposition.method if "decomposition" in origin.__dict__ else "entrywise"
-    seconds = time.perf_counter() - started
-    return Part(run.key, measurements, nulls, vectors, _record(task, {"run": run.run}, seconds, method, failure))
+    labels, kept = {"run": run.run}, run.kept.steps if run.kept else 0
+    record = _record(task, labels, seconds, method, found.failure, retry=found.retry, kept_steps=kept)
+    return Part(run.key, found.measurements, found.nulls, dict(sorted(found.vectors.items())), record)
 
 
 def _trajectory(task: Task, run: RunSteps, origin: OriginMatrix, read: _Reader) -> Trajectory:
@@ -276,9 +271,9 @@ def _measure_pair(task: Task, pair: RunEnds, origin: OriginMatrix, signs: dict[L
     try:
         for end in (pair.last, pair.other_last):
             if signs[end] is None:
-                signs[end] = visible_signs(Comparison(origin, read_matrix(end)))
+                signs[end] = visible_signs(Comparison(origin, read_matrix(end).to(origin.stored.device)))
     except CheckpointError as error:
-        return _failed_pair(task, pair, str(error), retry=False)
+        return _failed_pair(task, pair, str(error), retry=isinstance(error, InputChangedError))
     one, other = signs[pair.last], signs[pair.other_last]
     assert one is not None
     assert other is not None

@@ -1,0 +1,157 @@
+"""Inputs that change or go away while they are measured fail by name; only what is selected is read and digested."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from checkpoints_on_disk import moved, q_name, save_run, save_tensors, small_weights, write_run_json
+from geopd.checkpoints import Checkpoint, checkpoint_digest
+from geopd.engine import MeasureOptions, executor, make_plan, measure
+from geopd.engine.inputs import stamp_of
+from geopd.engine.task import Task
+from geopd.results import Part
+
+OPTIONS = MeasureOptions(metrics=("update_norm", "stable_rank"))
+FIRST = "layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    save_tensors(tmp_path / "base", small_weights())
+    save_run(tmp_path / "opd", small_weights(), [1, 2])
+    return tmp_path
+
+
+def rewritten(path: Path) -> None:
+    save_tensors(path, moved(small_weights(), 5e-3, seed=8))
+
+
+@pytest.mark.parametrize(
+    ("happens", "where", "says"),
+    [
+        (rewritten, "opd/checkpoint-2", "model.safetensors changed while it was measured"),
+        (shutil.rmtree, "opd/checkpoint-2", "vanished while it was measured"),
+        (
+            lambda path: (path / "model.safetensors").unlink(),
+            "base",
+            "model.safetensors vanished while it was measured",
+        ),
+    ],
+    ids=["rewritten", "removed", "the origin's file removed"],
+)
+@pytest.mark.parametrize("when", ["before it is read", "after it was read"])
+def test_a_checkpoint_that_goes_away_fails_its_matrix_by_name(
+    world: Path, monkeypatch: pytest.MonkeyPatch, happens: Any, where: str, says: str, when: str
+) -> None:
+    perform, module = executor.perform, "geopd.engine.task._measure_step"
+    shutil.copytree(world, world / "kept")
+
+    def disturbed(task: Task, device: str) -> list[Part]:
+        if task.weight.name != FIRST:
+            return perform(task, device)
+        if when == "before it is read":
+            happens(world / where)
+            return perform(task, device)
+        left = [happens]
+        with monkeypatch.context() as patched:
+            patched.setattr(module, lambda *_: left.pop()(world / where) if left else None)
+            return perform(task, device)
+
+    options = MeasureOptions(matrices=(FIRST,), metrics=OPTIONS.metrics)
+    with monkeypatch.context() as patched:
+        patched.setattr(executor, "perform", disturbed)
+        outcome = measure(world / "base", [world / "opd"], world / "out", options=options)
+    assert outcome.exit_code == 1
+    assert str(world / where) in outcome.failed["opd"][FIRST]
+    assert says in outcome.failed["opd"][FIRST]
+    shutil.rmtree(world / where, ignore_errors=True)
+    shutil.copytree(world / "kept" / where, world / where)
+    again = measure(world / "base", [world / "opd"], world / "out", options=options)
+    assert (again.exit_code, again.measured) == (0, 1), "tried again, although nothing in its name changed"
+
+
+def test_a_changed_file_is_noticed_whatever_the_clock_says(world: Path) -> None:
+    measure(world / "base", [world / "opd"], world / "out", options=OPTIONS)
+    path = world / "opd" / "checkpoint-2" / "model.safetensors"
+    before = stamp_of(path.parent)
+    rewritten(path.parent)
+    os.utime(path, (0, 0))  # written, so it says, long before
+    assert stamp_of(path.parent) != before
+    with pytest.raises(ValueError, match="already holds a run labelled opd with other inputs"):
+        measure(world / "base", [world / "opd"], world / "out", options=OPTIONS)
+    measure(world / "base", [world / "opd"], world / "out", options=OPTIONS, replace=True)
+    measure(world / "base", [world / "opd"], world / "fresh", options=OPTIONS)
+    assert (world / "out" / "measurements.parquet").read_bytes() == (
+        world / "fresh" / "measurements.parquet"
+    ).read_bytes()
+
+
+def test_finished_parts_hold_whatever_the_clock_says(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", iter(range(10**9, 0, -3600)).__next__)
+    first = measure(world / "base", [world / "opd"], world / "out", options=OPTIONS)
+    for path in (world / "out" / "parts").iterdir():
+        os.utime(path, (0, 0))
+    again = measure(world / "base", [world / "opd"], world / "out", options=OPTIONS)
+    assert (first.measured, again.measured, again.resumed) == (6, 0, 6)
+
+
+def test_a_stamp_leaves_out_what_is_no_weight_and_follows_into_folders_of_shards(world: Path) -> None:
+    checkpoint = world / "opd" / "checkpoint-1"
+    before = stamp_of(checkpoint)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "checkpoint-7").mkdir()
+    (checkpoint / "checkpoint-7" / "model.safetensors").touch()
+    assert stamp_of(checkpoint) == before
+    (checkpoint / "shards").mkdir()
+    (checkpoint / "shards" / "0.pt").touch()
+    assert {name for name, *_ in stamp_of(checkpoint)} == {"model.safetensors", "shards/0.pt"}
+
+
+@pytest.fixture
+def digested(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(checkpoint, tensor) of every digest made."""
+    seen: list[tuple[str, str]] = []
+    digest = Checkpoint.tensor_digest
+
+    def watched(self: Checkpoint, name: str, look: Any = None) -> str:
+        seen.append((self.path.parent.name, name))
+        return digest(self, name, look)
+
+    monkeypatch.setattr(Checkpoint, "tensor_digest", watched)
+    return seen
+
+
+def test_only_selected_tensors_are_digested(world: Path, digested: list[tuple[str, str]]) -> None:
+    options = MeasureOptions(matrices=(FIRST,), metrics=("update_norm",))
+    measure(world / "base", [world / "opd"], world / "out", options=options)
+    assert sorted(digested) == sorted((name, q_name()) for name in ("base", "checkpoint-1", "checkpoint-2"))
+    plan = make_plan(world / "base", [world / "opd"], options)
+    assert sum(plan.tensors().values()) == 3 * 24 * 16 * 2
+    (task,) = plan.all_tasks()
+    assert task.nbytes == 3 * 24 * 16 * 2
+
+
+def test_an_origin_is_verified_whole_whatever_is_selected(world: Path, digested: list[tuple[str, str]]) -> None:
+    run = world / "opd"
+    write_run_json(run, origin={"path": "../base", "digest": checkpoint_digest(world / "base")})
+    digested.clear()
+    options = MeasureOptions(matrices=(FIRST,), metrics=("update_norm",))
+    measure("origin", [run], world / "out", options=options)
+    assert {name for where, name in digested if where == "base"} == set(small_weights())
+    assert {name for where, name in digested if where != "base"} == {q_name()}
+    write_run_json(run, origin={"path": "../base", "digest": "0" * 32})
+    with pytest.raises(ValueError, match="not the checkpoint that opd started from"):
+        measure("origin", [run], world / "other", options=options)
+
+
+def test_nothing_changed_is_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(world / "base", world / "same")
+    measure(world / "base", [world / "same"], world / "out", options=OPTIONS, quiet=False)
+    assert f"nothing changed: the same content as {world / 'base'}" in capsys.readouterr().err.replace("\n", "")
+    assert set(pl.read_parquet(world / "out" / "measurements.parquet")["status"]) == {"ok", "undefined"}
