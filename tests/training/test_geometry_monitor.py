@@ -430,7 +430,7 @@ def test_unusable_settings_are_refused_before_the_first_step(tokenizer, origin, 
 
     refused("no such file or folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refused("name the folder that holds them", tmp_path / "empty")
+    refused("name the folder that holds weights", tmp_path / "empty")
     refused("select none of the model's 16 matrices", matrices="*.qkv_proj")
     refused("similarity_k=17: choose 1 to 16, the smaller side of layers.0.self_attn.k_proj", similarity_k=17)
     wide = build_model(ModelShape(hidden=64, layers=2, heads=2, key_value_heads=1, intermediate=48), tokenizer, 0)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints_on_disk import save_model, save_tensors
 from geopd.checkpoints import open_checkpoint
-from geopd.matrices import canonical_names
+from geopd.matrices import canonical_names, canonical_view
 from geopd.training.basis import Basis, write_basis
 from geopd.training.live_geometry import TOLERANCE, LiveGeometry
 from geopd.training.live_weights import live_matrices
@@ -37,7 +37,7 @@ def watched(model, folder, *patterns):
 
 
 def values(model, folder, *patterns, k=K):
-    geometry = LiveGeometry(open_checkpoint(folder), watched(model, folder, *patterns), k)
+    geometry = LiveGeometry(canonical_view(open_checkpoint(folder)), watched(model, folder, *patterns), k)
     return {row.name: row.values for row in geometry.look()}
 
 
@@ -84,10 +84,36 @@ def test_a_head_renamed_on_loading_is_found_in_the_origin(tmp_path):
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 0.25
     (head,) = [matrix for matrix in watched(model, folder, "all") if matrix.weight.module == "head"]
-    assert head.origin_tensor == "embed_out.weight"
+    assert head.weight.name == "lm_head"
     found = values(model, folder, "all")
     assert found["lm_head"]["update_norm"] == pytest.approx(0.25)
     assert sum(row["update_norm"] for row in found.values()) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("family", "parameter", "move", "moved"),
+    [
+        ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value.weight", (slice(0, 8),), "layers.1.self_attn.q_proj"),
+        ("phi3", "model.layers.1.mlp.gate_up_proj.weight", (slice(48, 96),), "layers.1.mlp.up_proj"),
+        ("gpt2", "transformer.h.1.mlp.c_fc.weight", (slice(None), slice(0, 8)), "layers.1.mlp.up_proj"),
+    ],
+)
+def test_fused_and_transposed_parameters_are_watched_as_canonical_matrices(family, parameter, move, moved, tmp_path):
+    """A patch of one fused parameter moves the one matrix it belongs to, in that matrix's own orientation."""
+    names = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16} if family == "gpt2" else {}
+    settings = names | {"bos_token_id": 0, "eos_token_id": 0}
+    folder = save_model(family, tmp_path / family, dtype=torch.float32, **settings)
+    model = load(folder)
+    patch = dict(model.named_parameters())[parameter].detach()[move]
+    patch += drawn(patch.shape, 1e-2, 3)
+    before = load_file(folder / "model.safetensors")
+    stored = before.get(parameter, before.get(parameter.removeprefix("transformer.")))
+    delta = (patch.double() - stored[move].double()).norm()
+    found = values(model, folder, "layers")
+    assert {name for name, row in found.items() if row["update_norm"]} == {moved}
+    assert found[moved]["update_norm"] == pytest.approx(float(delta), rel=1e-6)
+    tall = {matrix.weight.name: matrix.shape for matrix in watched(model, folder, "layers")}
+    assert tall["layers.1.mlp.up_proj"][0] > tall["layers.1.mlp.up_proj"][1] == 32
 
 
 def assert_close(found, expected, rel):

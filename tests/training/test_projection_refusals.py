@@ -205,17 +205,22 @@ def test_expert_stacks_and_missing_matrices_are_refused_by_name(mode, world, tmp
 
 
 @pytest.mark.parametrize("mode", ["adapter", "gradient"])
-def test_a_head_that_is_renamed_on_loading_is_named_as_such(mode, tmp_path):
-    """GPT-NeoX: ``embed_out`` on disk, ``lm_head`` in memory."""
+def test_matrices_that_are_fused_in_memory_are_refused_by_name(mode, tmp_path):
+    """GPT-NeoX: q, k and v are one parameter, the others have canonical names on disk and in memory alike."""
     base = save_model("gpt_neox", tmp_path / "neox", dtype=torch.float32)
     save_tensors(tmp_path / "tuned", moved(load_file(base / "model.safetensors"), 1e-3))
-    write_basis(tmp_path / "all.safetensors", basis_of_run(base, tmp_path / "tuned", k=2, matrices=["all"]))
-    match = r"embed_out: .*its head under another name in memory, lm_head.*--matrices 'gpt_neox.layers"
+    shutil.copy(base / "config.json", tmp_path / "tuned")
+    write_basis(tmp_path / "layers.safetensors", basis_of_run(base, tmp_path / "tuned", k=2))
+    match = (
+        r"layers.0.self_attn.k_proj: .* inside gpt_neox.layers.0.attention.query_key_value.weight, in another layout"
+    )
     with pytest.raises(ValueError, match=match) as refused:
-        Projection(tmp_path / "all.safetensors", mode).prepare(load_model(base))
-    assert "expert" not in str(refused.value)
+        Projection(tmp_path / "layers.safetensors", mode).prepare(load_model(base))
     globs = re.findall(r"--matrices '([^']+)'", str(refused.value))
-    write_basis(tmp_path / "fits.safetensors", basis_of_run(base, tmp_path / "tuned", k=2, matrices=globs))
+    assert globs == [f"layers.*.{name}" for name in ("mlp.down_proj", "mlp.up_proj", "self_attn.o_proj")]
+    write_basis(
+        tmp_path / "fits.safetensors", basis_of_run(base, tmp_path / "tuned", k=2, matrices=[*globs, "lm_head"])
+    )
     assert Projection(tmp_path / "fits.safetensors", mode).prepare(load_model(base)) is not None
 
 

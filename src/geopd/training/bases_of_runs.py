@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from geopd.checkpoints import Checkpoint, CheckpointError, Run, holds_weights, open_checkpoint, open_run
-from geopd.matrices import Pair, Pairing, Selection, pair_checkpoints
+from geopd.checkpoints import Checkpoint, CheckpointError, Run, holds_weights, located, open_checkpoint, open_run
+from geopd.matrices import Pair, Pairing, Selection, canonical_view, pair_checkpoints
 from geopd.spectral import leading_triples, visibly_changed
 from geopd.training.basis import KINDS, MASK, Basis, Provenance, pack_mask
 
@@ -62,10 +62,10 @@ def basis_of_run(
         raise ValueError(f"--k {k}: a subspace has one column or more")
     opened = open_run(run)
     at, tuned = _checkpoint(opened, step)
-    origin = opened.origin_path() if str(base) == ORIGIN else _lone(Path(base).absolute())
-    before = open_checkpoint(origin)
+    origin = opened.origin_path() if str(base) == ORIGIN else _lone(base)
+    before = canonical_view(open_checkpoint(origin))
     origin_digest = _digest_of(before, opened if str(base) == ORIGIN else None)
-    after = open_checkpoint(tuned)
+    after = canonical_view(open_checkpoint(tuned, origin))
     pairing = pair_checkpoints(before, after)
     chosen, left_out = _selected(pairing, Selection(tuple(matrices)), before.path, after.path)
     tensors: dict[str, Tensor] = {}
@@ -132,7 +132,8 @@ def _digest_of(origin: Checkpoint, run: Run | None) -> str:
     return digest
 
 
-def _lone(path: Path) -> Path:
+def _lone(base: str | Path) -> Path:
+    path = located(base).absolute()
     if path.is_file() or holds_weights(path):
         return path
     inside = open_run(path)

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from geopd.matrices import canonical_names
 from geopd.training.basis import Basis
 from geopd.training.named_parameters import NamedParameter, globs_over
 
@@ -58,14 +57,9 @@ def _absence(name: str, parameters: dict[str, NamedParameter]) -> str:
     stacks = [found.path for found in parameters.values() if found.parameter.ndim > 2]
     if stacks and "experts" in name.split("."):
         return f"the basis names it and the model holds its experts in stacks such as {stacks[0]}"
-    heads = [held for held in parameters if _is_head(held)]
-    if heads and _is_head(name):
-        return f"the basis names it and the model has its head under another name in memory, {heads[0]}"
+    if holder := next((found.path for found in parameters.values() if name in found.inside), None):
+        return f"the basis names it and the model holds it inside {holder}, in another layout"
     return "the basis names it and the model has no such matrix"
-
-
-def _is_head(name: str) -> bool:
-    return canonical_names({name: (1, 1)})[name].module == "head"
 
 
 def _no_linear(model: Any, path: str) -> str | None:

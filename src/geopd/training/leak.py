@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from geopd.checkpoints import open_checkpoint
-from geopd.matrices import canonical_names
+from geopd.matrices import canonical_names, canonical_view
 from geopd.spectral import row_blocks
 from geopd.training.adapter_projection import ADAPTER, adapted_layers
 from geopd.training.basis import Basis
@@ -74,7 +74,7 @@ class StartWeights:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.checkpoint = open_checkpoint(path)
+        self.checkpoint = canonical_view(open_checkpoint(path))
         shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
         self._stored = {weight.name: stored for stored, weight in canonical_names(shapes).items()}
 

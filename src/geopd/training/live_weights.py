@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from geopd.checkpoints import Checkpoint
-from geopd.matrices import Role, Selection, WeightName, canonical_names
-from geopd.training.named_parameters import WRAPPERS
+from geopd.matrices import Piece, Role, Selection, WeightName, canonical_names, canonical_view
+from geopd.training.named_parameters import WRAPPERS, live_pieces
 from geopd.training.sharding import whole
 
 __all__ = ["LiveMatrix", "expert_stacks", "live_matrices"]
@@ -39,6 +39,7 @@ class LiveMatrix:
         owner: the module that holds the parameter.
         attribute: the parameter's name in it.
         adapters: the PEFT layers around the owner whose deltas are added to this parameter.
+        piece: where the matrix lies in the parameter: all of it, or a cut of a fused or transposed one.
     """
 
     weight: WeightName
@@ -47,6 +48,7 @@ class LiveMatrix:
     owner: nn.Module
     attribute: str
     adapters: tuple[Any, ...]
+    piece: Piece
 
     @property
     def parameter(self) -> Tensor:
@@ -78,7 +80,7 @@ class LiveMatrix:
         total = None
         for delta in deltas:
             total = delta.to(torch.float32) if total is None else total + delta
-        return base, total
+        return self.piece.cut(base), None if total is None else self.piece.cut(total)
 
 
 def live_matrices(model: nn.Module, origin: Checkpoint, patterns: Sequence[str]) -> list[LiveMatrix]:
@@ -95,7 +97,8 @@ def live_matrices(model: nn.Module, origin: Checkpoint, patterns: Sequence[str])
             sharded by FSDP version 1, or has no float tensor of its shape in the origin.
     """
     _refuse_flat_parameters(model)
-    found, names = _named(model)
+    origin = canonical_view(origin)
+    found, pieces, names = _named(model)
     selection = Selection(tuple(patterns))
     chosen = {name: weight for name, weight in names.items() if weight.role in _MATRICES and selection.full(weight)}
     if not chosen:
@@ -108,29 +111,29 @@ def live_matrices(model: nn.Module, origin: Checkpoint, patterns: Sequence[str])
     stored = _stored_names(origin)
     matched = []
     for name, weight in sorted(chosen.items(), key=lambda item: item[1].name):
-        _, owner, attribute, adapters = found[name]
-        parameter = getattr(owner, attribute)
-        _require_readable(weight.name, parameter, adapters)
-        m, n = _shape(parameter)
+        piece = pieces[name]
+        _, owner, attribute, adapters = found[piece.stored]
+        _require_readable(weight.name, getattr(owner, attribute), adapters)
+        m, n = piece.shape
         tensor = _origin_tensor(weight.name, (m, n), stored, origin)
-        matched.append(LiveMatrix(weight, (m, n), tensor, owner, attribute, adapters))
+        matched.append(LiveMatrix(weight, (m, n), tensor, owner, attribute, adapters, piece))
     return matched
 
 
 def expert_stacks(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Canonical names of what the patterns ask for and nothing watches: parameters of more than two dimensions."""
-    found, names = _named(model)
+    _, pieces, names = _named(model)
     selection = Selection(tuple(patterns))
     return sorted(
-        weight.name
-        for name, weight in names.items()
-        if len(_shape(getattr(found[name][1], found[name][2]))) > 2 and selection.entrywise(weight)
+        weight.name for name, weight in names.items() if len(pieces[name].shape) > 2 and selection.entrywise(weight)
     )
 
 
-def _named(model: nn.Module) -> tuple[dict[str, _Found], dict[str, WeightName]]:
+def _named(model: nn.Module) -> tuple[dict[str, _Found], dict[str, Piece], dict[str, WeightName]]:
+    """Parameters by their paths; the matrices in them by name, stacks of experts whole; and what these are called."""
     found = {item[0]: item for item in _distinct(_walk(model))}
-    return found, canonical_names({name: _shape(getattr(item[1], item[2])) for name, item in found.items()})
+    pieces = live_pieces(model, {name: _shape(getattr(item[1], item[2])) for name, item in found.items()})
+    return found, pieces, canonical_names({name: piece.shape for name, piece in pieces.items()})
 
 
 _MATRICES = frozenset({Role.MATRIX, Role.EMBEDDING})
@@ -185,14 +188,10 @@ def _refuse_flat_parameters(model: nn.Module) -> None:
 
 
 def _stored_names(origin: Checkpoint) -> dict[str, str]:
-    """Tensors of the origin by canonical name, and its head as ``lm_head`` whatever it is called.
-
-    transformers renames heads on loading: the ``embed_out`` of a GPT-NeoX checkpoint is ``lm_head`` in memory.
-    """
+    """Tensors of the origin by canonical name."""
     lost = dict.fromkeys(origin.unreadable, (1, 1))  # an unreadable tensor has no shape; its name is the same
     names = canonical_names({name: info.shape for name, info in origin.tensors.items()} | lost)
-    heads = [name for name, weight in names.items() if weight.module == "head"]
-    return ({"lm_head": heads[0]} if len(heads) == 1 else {}) | {weight.name: name for name, weight in names.items()}
+    return {weight.name: name for name, weight in names.items()}
 
 
 def _origin_tensor(name: str, shape: tuple[int, int], stored: dict[str, str], origin: Checkpoint) -> str:

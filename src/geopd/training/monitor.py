@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from geopd.checkpoints import open_checkpoint, write_whole
+from geopd.matrices import canonical_view
 from geopd.training.geometry_alarms import Alarms, AlarmWatch
 from geopd.training.live_geometry import LiveGeometry, MatrixValues, means, on_every_process, raise_everywhere
 from geopd.training.live_weights import expert_stacks, live_matrices
@@ -143,7 +144,7 @@ class GeometryMonitor(TrainerCallback):  # type: ignore[misc]
     def _open(self, model: Any) -> LiveGeometry:
         reason, geometry = None, None
         try:
-            origin = open_checkpoint(self.origin)
+            origin = canonical_view(open_checkpoint(self.origin))
             watched = live_matrices(model, origin, self.matrices)
             geometry = LiveGeometry(origin, watched, self.similarity_k, self.reference)
         except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from geopd.checkpoints import open_checkpoint
+from geopd.matrices import canonical_view
 from geopd.training.components import ANSWERED_REWARDS, local_folder
 from geopd.training.config import TrainConfig
 from geopd.training.data import load_prompts
@@ -116,7 +117,7 @@ def check_watched(monitor: GeometryMonitor, model: Any) -> None:
             not fit.
     """
     try:
-        origin = open_checkpoint(monitor.origin)
+        origin = canonical_view(open_checkpoint(monitor.origin))
         LiveGeometry(origin, live_matrices(model, origin, monitor.matrices), monitor.similarity_k, monitor.reference)
     except ValueError as error:
         bare = [name for name in monitor.matrices if not any(mark in name for mark in "*?[.")]
