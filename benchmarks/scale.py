@@ -6,7 +6,7 @@ behind (`log.jsonl`, `manifest.json`) is read:
 - one checkpoint of every layer in two worker processes: scaling, and the peak memory of a worker;
 - of the first layer in one process, with a cold and with a warm decomposition cache: seconds by shape;
 - five checkpoints of the first layer: seconds of every checkpoint more;
-- the estimate against what it took, in time and in memory;
+- the estimate against what it took: in memory, in time as the clock says, and in time on the processor's own clock;
 - reading and digesting a file from the disk and from the page cache;
 - one matrix in two threads against one: what a thread more is worth, beside what a worker more is worth;
 - the float64-SVD protocol (two full SVDs, spectra and angles, nothing else) on one shape, as a ratio.
@@ -34,6 +34,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -42,6 +43,7 @@ from large_checkpoints import MODELS, Model, write
 from rich.console import Console
 from rich.table import Table
 
+from geopd.engine.cost import LONG, USUAL, Machine, probe
 from geopd.results.task_log import read_log
 
 Shape = tuple[int, int]
@@ -84,17 +86,16 @@ def projected(shapes: Mapping[Shape, int], seconds: Mapping[Shape, float], cost:
     return whole
 
 
-def cost_of(checkpoints: int) -> Callable[[Shape], float]:
-    """The cost model's seconds of a matrix over so many checkpoints, on a usual core, by shape."""
-    from geopd.engine import MeasureOptions
-    from geopd.engine.cost import task_cost
+def cost_of(checkpoints: int, machine: Machine = USUAL) -> Callable[[Shape], float]:
+    """The cost model's seconds of a matrix over so many checkpoints, by shape."""
+    from geopd.engine import MeasureOptions, task_seconds
     from geopd.engine.workload import Location, RunSteps, Task
     from geopd.matrices.naming import Role, WeightName
 
     somewhere = Location(Path(), "")
     runs = (RunSteps("run", "", tuple((i, somewhere) for i in range(checkpoints))),)
     name = WeightName("any", 0, "any", Role.MATRIX)
-    return lambda shape: task_cost(Task(name, shape, somewhere, runs, MeasureOptions(), full=True))
+    return lambda shape: task_seconds(Task(name, shape, somewhere, runs, MeasureOptions(), full=True), machine)
 
 
 def reading(file: Path) -> dict[str, float]:
@@ -170,17 +171,18 @@ def figures(found: Mapping[str, Any], checkpoints: int) -> dict[str, Any]:
     """The figures, from what was measured."""
     two = found["two"]
     peak = max(line["peak_bytes"] for line in two["lines"])
-    expected, took = by_shape(two, "expected_seconds"), by_shape(two, "seconds")
     cold, further = by_shape(found.get("one", two)), dict[Shape, float]()
-    shapes = {shape: {"first": cold[shape], "expected_over_measured": expected[shape] / took[shape]} for shape in cold}
+    model = cost_of(1, Machine(**found["machine"]))
+    shapes = {shape: {"first": took, "expected_over_measured": model(shape) / took} for shape, took in cold.items()}
     result: dict[str, Any] = {
         "matrices": len(two["lines"]),
         "wall_seconds": two["wall"],
         "cpu_seconds": total(two),
         "peak_bytes": peak,
         "expected_over_measured": {
-            "seconds": total(two, "expected_seconds") / total(two, "seconds"),
-            "bytes": max(line["expected_bytes"] for line in two["lines"]) / peak,
+            "memory": max(line["expected_bytes"] for line in two["lines"]) / peak,
+            "seconds of the clock": total(two, "expected_seconds") / total(two, "seconds"),
+            "seconds of the processor": sum(model((line["rows"], line["cols"])) for line in two["lines"]) / total(two),
         },
     }
     if "one" in found:
@@ -253,6 +255,7 @@ def main() -> None:
         folder = asked.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geopd-scale-")))
         base, run = write(folder, WRITTEN, asked.layers, asked.checkpoints)
         found = {"two": whole(folder, base, run / FIRST)} if asked.once else everything(folder, base, run)
+        found["machine"] = asdict(probe(LONG, clock=time.process_time))
         result = figures(found, asked.checkpoints)
     for table in tables(result):
         Console(width=120).print(table)

@@ -239,7 +239,7 @@ def test_the_environment_of_the_client_holds_in_a_process_of_its_own(hub: Hub, t
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1"}
     program = "from geopd.checkpoints import located; print(located('team/Base-1B'))"
     found = []
-    for settings in ({}, {"HF_HUB_OFFLINE": "1"}):
+    for settings in ({"HF_HUB_OFFLINE": "0"}, {"HF_HUB_OFFLINE": "1"}):
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment | settings, capture_output=True, text=True, check=False
         )

@@ -133,7 +133,7 @@ def test_the_prediction_is_the_work_over_the_workers_or_the_longest_chain():
     costs = {stage.name: stage.cost for stage in core.stages}
     chain = costs["base"] + costs["sft"] + max(costs["opd"], costs["rlvr"])
     assert work_behind(core)["base"] == chain
-    measured = 2.0 * sum(len(s.saved) for s in core.stages if s.name in core.measured)
+    measured = 1.0 * sum(len(s.saved) for s in core.stages if s.name in core.measured)
     assert predicted_minutes(core, 1) == pytest.approx((sum(costs.values()) + measured) / 60)
     assert predicted_minutes(core, 100) == pytest.approx((chain + measured / 100) / 60)
 

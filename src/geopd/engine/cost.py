@@ -55,6 +55,10 @@ class Machine:
     read: float | None = None
 
 
+USUAL = Machine(53e9, 1.9e9)
+"""A core of a server's processor with AVX2, nothing else running."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Expected seconds of one worker over all tasks, the longest task's seconds, and peak bytes per worker."""
@@ -119,7 +123,7 @@ def _rank(task: Task) -> int:
 
 def task_cost(task: Task) -> float:
     """Expected work on a usual core, for the order of tasks: a function of the task alone, in seconds."""
-    return task_seconds(task, Machine(45e9, 1.4e9))
+    return task_seconds(task, USUAL)
 
 
 def probed(tasks: Iterable[Task]) -> Machine:
@@ -128,24 +132,27 @@ def probed(tasks: Iterable[Task]) -> Machine:
     return probe(LONG) if sum(task_seconds(task, short) for task in tasks) > 10 * LONG else short
 
 
-def probe(seconds: float, files: Iterable[Path] = ()) -> Machine:
-    """Rates of one core, averaged over as many seconds so that a loaded machine shows; a third to read ``files``."""
+def probe(seconds: float, files: Iterable[Path] = (), clock: Callable[[], float] = time.perf_counter) -> Machine:
+    """Rates of one core, averaged over as many seconds so that a loaded machine shows; a third to read ``files``.
+
+    ``clock``: ``time.process_time`` for the rates that the processor has when nothing else takes it.
+    """
     files = list(files)
     span = seconds / (3 if files else 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        flop, entries = 2.0 * _GEMM**3 / _mean(_product(), span), _PASS / _mean(_pass(), span)
+        flop, entries = 2.0 * _GEMM**3 / _mean(_product(), span, clock), _PASS / _mean(_pass(), span, clock)
     finally:
         torch.set_num_threads(threads)
     return Machine(flop, entries, _read_rate(files, span))
 
 
-def _mean(work: Callable[[], object], span: float) -> float:
+def _mean(work: Callable[[], object], span: float, clock: Callable[[], float]) -> float:
     """Mean seconds of a call over a span, at least two calls behind one that only warms up."""
     work()
-    started, calls = time.perf_counter(), 0
-    while (spent := time.perf_counter() - started) < span or calls < 2:
+    started, calls = clock(), 0
+    while (spent := clock() - started) < span or calls < 2:
         work()
         calls += 1
     return spent / calls if calls else span

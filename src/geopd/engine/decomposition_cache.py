@@ -230,9 +230,8 @@ def _to_entry(value: Decomposition | tuple[Tensor, float]) -> tuple[dict[str, Te
     if isinstance(value, Decomposition):
         held = {name: getattr(value, name) for name in _TENSORS}
         scalars = {key: item for key, item in value.__dict__.items() if key not in _TENSORS}
-        held["sigma_error"] = held[
-            "sigma_error"
-        ].clone()  # of a zero matrix it is sigma itself; a file names none twice
+        # of a zero matrix it is sigma itself, and a file names no tensor twice
+        held["sigma_error"] = held["sigma_error"].clone()
     else:
         held, scalars = {"sigma": value[0]}, {"error": value[1]}
     # kernels may sum in another order over columns than over rows: what was laid out by column comes back so

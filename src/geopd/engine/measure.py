@@ -100,10 +100,7 @@ def measure(
     _check_settings(out, manifest_of(out), options)
     with held(out):
         forget_shard(out)
-        call = _Call(plan, out, report, verified=str(base) == ORIGIN, replace=replace)
-        if cache is not None:
-            kept = with_fields(cache, numerics=NUMERICS, since=time.time())
-            call.tasks = [with_fields(task, cache=kept) for task in call.tasks]
+        call = _Call(plan, out, report, cache, verified=str(base) == ORIGIN, replace=replace)
         outcome = call.perform(workers, devices, execution)
         if shard is not None:
             record_shard(out, shard, whole, call.digests)
@@ -113,7 +110,16 @@ def measure(
 class _Call:
     """One call with the folder in its hands."""
 
-    def __init__(self, plan: Plan, out: Path, report: Reporter, *, verified: bool, replace: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        report: Reporter,
+        cache: DecompositionCache | None,
+        *,
+        verified: bool,
+        replace: bool,
+    ) -> None:
         self.plan, self.report, self.out = plan, report, out
         self.before = manifest_of(out)
         self.digests = digests = _digest(plan, report)
@@ -137,6 +143,9 @@ class _Call:
                     kept[run.run.label, name] = older
         missing_pairs = {item: key for item, key in self.pairs.items() if not self._finished(key)}
         self.tasks = plan.tasks(self.missing, missing_pairs, kept, digests)
+        if cache is not None:
+            lent = with_fields(cache, numerics=NUMERICS, since=time.time())
+            self.tasks = [with_fields(task, cache=lent) for task in self.tasks]
 
     def _finished(self, key: str) -> bool:
         return self.store.has(key) and not self.store.record(key)["retry"]
