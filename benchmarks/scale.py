@@ -214,7 +214,12 @@ def core_hours(model: Model, first: Mapping[Shape, float], further: Mapping[Shap
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """What is printed: by shape, as a whole, projected."""
     shapes = Table(
-        "shape", "first checkpoint, s", "cache warm, s", "further, s", "expected / measured", title="by shape"
+        "shape",
+        "first checkpoint, s",
+        "cache warm, s",
+        "further, s",
+        "expected / measured",
+        title="seconds of the processor",
     )
     for shape, line in result["shapes"].items():
         cells = (line.get(key) for key in ("first", "first_warm", "further", "expected_over_measured"))
