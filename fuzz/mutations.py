@@ -158,14 +158,14 @@ _SNIPPETS = (
 
 
 def mutate_pickle(random: Random, data: bytes) -> bytes:
-    """A pickle with instructions dropped, doubled, swapped, moved or replaced by others, or damaged as bytes."""
+    """A pickle with instructions dropped, doubled, swapped, moved or replaced, values shared, or damaged as bytes."""
     if random.random() < 0.1:
         return mutate_bytes(random, data)
     starts = [at for _, _, at in pickletools.genops(data) if at is not None]
     program = [data[a:b] for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
         at = random.randrange(len(program))
-        kind = random.randrange(8)
+        kind = random.randrange(9)
         if kind == 0 and len(program) > 1:
             del program[at]
         elif kind == 1:
@@ -180,6 +180,8 @@ def mutate_pickle(random: Random, data: bytes) -> bytes:
         elif kind == 5:
             end = at + random.choice((1, 2, 8))
             program[at:at] = program[at:end] * random.choice((1, 2, 30))
+        elif kind == 8:  # what is on top becomes a pair of itself, again and again
+            program.insert(at, b"2\x86" * random.choice((2, 20, 40, 58)))
         else:
             program[at] = random.choice(_SNIPPETS)
     return b"".join(program)

@@ -65,7 +65,9 @@ class Trial:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             wrong = None
         except CheckpointError as error:
-            self.tally.outcomes["refused"] += 1
+            # refused by the net under all formats, and not for a fault that one of them looks for
+            unforeseen = ": not readable (" in str(error)
+            self.tally.outcomes["refused, unforeseen" if unforeseen else "refused"] += 1
             wrong = None if str(error).startswith(str(self.scratch)) else f"a message that names no file: {error}"
         except HangError:
             wrong = f"more than {SECONDS} s"

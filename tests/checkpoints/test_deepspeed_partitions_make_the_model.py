@@ -161,3 +161,45 @@ def test_a_malicious_state_is_not_run(zero: Path, tmp_path: Path) -> None:
     poisoned(states(zero)[1], tmp_path / "canary")
     assert "nothing was run" in refusal(zero)
     assert not (tmp_path / "canary").exists()
+
+
+def test_twelve_ranks_are_joined_by_number(tmp_path: Path) -> None:
+    """As text, rank 10 comes before rank 2."""
+    ranks, frozen, trained = 12, torch.arange(48.0).view(8, 6), torch.arange(100.0, 124.0).view(4, 6)
+    for rank, (kept, moved) in enumerate(
+        zip(frozen.flatten().chunk(ranks), trained.flatten().chunk(ranks), strict=True)
+    ):
+        model = {
+            "module": {},
+            "buffer_names": [],
+            "param_shapes": [{"t": trained.shape}],
+            "frozen_param_shapes": {"f": frozen.shape},
+            "frozen_param_fragments": {"f": kept.clone()},
+        }
+        optimiser = {"zero_stage": 3, "partition_count": ranks, "fp32_flat_groups": [moved.clone()]}
+        torch.save(model, tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+        torch.save({"optimizer_state_dict": optimiser}, tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    found = open_checkpoint(tmp_path)
+    assert torch.equal(found.read("f"), frozen)
+    assert torch.equal(found.read("t"), trained)
+
+
+def test_two_files_of_one_rank_are_refused(tmp_path: Path) -> None:
+    torch.save({"module": {}, "param_shapes": [{"t": torch.Size([4])}]}, tmp_path / "mp_rank_00_model_states.pt")
+    for prefix in ("", "bf16_"):
+        state = {"zero_stage": 1, "partition_count": 1, "single_partition_of_fp32_groups": [torch.ones(4)]}
+        torch.save({"optimizer_state_dict": state}, tmp_path / f"{prefix}zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    with pytest.raises(CheckpointError, match=r"are of one rank: remove the stale one"):
+        open_checkpoint(tmp_path)
+
+
+def test_one_partition_named_many_times_is_no_large_model(tmp_path: Path) -> None:
+    part = torch.ones(1 << 16)
+    torch.save(
+        {"module": {}, "param_shapes": [{"t": torch.Size([100, 1 << 16])}]},
+        tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt",
+    )
+    state = {"zero_stage": 3, "partition_count": 1, "fp32_flat_groups": [part] * 100}
+    torch.save({"optimizer_state_dict": state}, tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    with pytest.raises(CheckpointError, match=r"its fp32_flat_groups claim 26,214,400 bytes of "):
+        open_checkpoint(tmp_path)

@@ -74,7 +74,9 @@ def test_without_head_counts_q_k_and_v_are_unreadable_and_the_rest_is_read(commo
         match=r"linear_qkv\.weight holds q, k and v interleaved.*say num_attention_heads, num_key_value_heads.*config",
     ):
         found.read("model.layers.0.self_attn.q_proj.weight")
-    assert "say the vocab_size: the 24 rows" in found.warnings[0]
+    assert "say the vocab_size: the 24 rows" in found.warnings[-1]
+    told = [warning for warning in found.warnings if warning.startswith(f"{path / 'common.pt'}: ")]
+    assert len(told) == (common != "no args")
     assert not canary.exists()
 
 

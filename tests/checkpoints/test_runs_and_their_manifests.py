@@ -175,5 +175,7 @@ def test_evaluations(tmp_path: Path) -> None:
 def test_evaluations_that_do_not_follow_the_schema(tmp_path: Path, value: object) -> None:
     path = save_run(tmp_path / "opd", small_weights(), [2])
     (path / "evaluations.json").write_text(value if isinstance(value, str) else json.dumps(value))
-    with pytest.raises(CheckpointError, match=r"evaluations\.json: not a list of evaluations with step, benchmark"):
+    with pytest.raises(
+        CheckpointError, match=r"evaluations\.json: not (a list of evaluations with step, benchmark|readable as JSON)"
+    ):
         open_run(path)

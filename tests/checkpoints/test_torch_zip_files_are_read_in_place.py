@@ -169,7 +169,7 @@ WHOLE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "a TorchScript archive, which holds code; refused",
     ),
     "a list": (lambda f: save([torch.ones(1)], f), "holds list, not a state dict"),
-    "no tensors": (lambda f: save({"a": 1, "b": 2}, f), "holds no tensors by name (a dict of a, b)"),
+    "no tensors": (lambda f: save({"a": 1, "b": 2}, f), "holds no tensors by name (a dict of 'a', 'b')"),
 }
 
 

@@ -132,6 +132,16 @@ def test_a_head_stored_with_the_embeddings_content_is_counted_once(tmp_path: Pat
     assert "embed_tokens" in pairing.matched
 
 
+def test_a_head_of_another_dtype_with_the_embeddings_content_is_counted_once(tmp_path: Path) -> None:
+    before, after = ({name: w.float() + i for name, w in small_weights().items()} for i in range(2))
+    heads = [side[EMBEDDING].to(torch.bfloat16) for side in (before, after)]
+    pairing = pair(tmp_path, both_with_head(before, heads[0]), both_with_head(after, heads[1]))
+    assert reasons(pairing) == {"lm_head": "stored with the embedding's content on both sides: tied, counted once"}
+    heads[1][0, 0] += 1
+    apart = pair(tmp_path / "apart", both_with_head(before, heads[0]), both_with_head(after, heads[1]))
+    assert "lm_head" in apart.matched
+
+
 @pytest.mark.parametrize("row", [0, -1])
 def test_a_head_that_differs_in_one_row_on_one_side_is_compared(tmp_path: Path, row: int) -> None:
     weights = small_weights()

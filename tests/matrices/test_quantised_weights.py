@@ -113,3 +113,26 @@ def test_mxfp4_stacks_are_refused_under_the_stacks_name(tmp_path: Path) -> None:
 def test_fp8_without_scales_is_refused(tmp_path: Path) -> None:
     held = view(tmp_path, small_weights() | {q_name(): quantised(4, 4)})
     assert held.refused[q_name()].startswith("stored as F8_E4M3 without scales")
+
+
+def test_a_block_larger_than_the_weight_is_the_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Q, s = quantised(4, 8), 1 + torch.rand(1, 8, generator=torch.Generator().manual_seed(1))
+    repeats: list[int] = []
+    original = Tensor.repeat_interleave
+    monkeypatch.setattr(Tensor, "repeat_interleave", lambda self, n, **kw: repeats.append(n) or original(self, n, **kw))
+    for size in (10**8, 10**30):
+        config = {"quantization_config": {"weight_block_size": [size, 1]}}
+        held = view(tmp_path / str(size), {q_name(): Q, f"{q_name()}_scale_inv": s}, config)
+        assert torch.equal(held.read(q_name()), Q.float() * s)
+    assert max(repeats) == 4, "no more is written out than the weight has rows"
+
+
+@pytest.mark.parametrize("block", [[0, 128], [-1, 4], [4.0, 4], [True, 4], [4], "128x128", {"m": 4}], ids=str)
+def test_a_block_that_is_no_size_is_named(block: object, tmp_path: Path) -> None:
+    weights = {q_name(): quantised(4, 8), f"{q_name()}_scale_inv": torch.ones(1, 1)}
+    config = {"quantization_config": {"weight_block_size": block}}
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: weight_block_size .* is not two whole numbers above zero"
+    ):
+        view(tmp_path, weights, config)
+    assert view(tmp_path / "plain", small_weights(), config).refused == {}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +21,13 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read; the text names the file, the tensor where there is one, and the remedy."""
 
 
-_MAX_JSON = 32 << 20  # bytes; parsed, JSON takes up to 25 times its size
+INDEX_BYTES = 32 << 20
+"""The most that is read of an index of shards, the one kind of JSON file that grows with the model."""
+_JSON_BYTES = 4 << 20  # of any other; parsed, JSON takes up to 25 times its size
+_UNFORESEEN = (
+    *(ValueError, TypeError, AttributeError, RuntimeError, MemoryError, ArithmeticError, LookupError, EOFError),
+    *(re.error, struct.error),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,13 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in (*self.tensors, *self.unreadable):
+            if not (isinstance(name, str) and _is_text(name)):
+                raise CheckpointError(
+                    f"{self.path}: tensor {ascii(name)[:200]}: a name that is no text; write the checkpoint again"
+                )
+
     def read(self, name: str) -> Tensor:
         """One tensor as stored.
 
@@ -91,19 +107,23 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: tensor {name}: {self.unreadable[name]}")
         if name not in self.tensors:
             raise CheckpointError(f"{self.path}: no tensor named {name}; it holds {len(self.tensors)} others")
-        return self.source.read(name)
+        with unreadable_at(self.path, name):
+            return self.source.read(name)
 
     def tensor_digest(self, name: str, look: Callable[[Tensor], None] | None = None) -> str:
         """Content digest of one tensor: blake2b-128 over dtype, shape and bytes, whatever file or format holds it.
 
         ``look`` is shown the tensor, which is then read once for both.
         """
-        tensor = self.read(name).contiguous()
+        tensor = self.read(name)
+        with unreadable_at(self.path, name):
+            tensor = tensor.contiguous()
         if look is not None:
             look(tensor)
         state = hashlib.blake2b(digest_size=16)
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        with unreadable_at(self.path, name):
+            state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return state.hexdigest()
 
     def digest(self) -> str:
@@ -123,25 +143,56 @@ def combine_digests(tensor_digests: dict[str, str]) -> str:
     return state.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
-    Raises:
-        CheckpointError: if the file is not JSON or not an object.
+
+@contextmanager
+def unreadable_at(path: Path, tensor: str | None = None) -> Iterator[None]:
+    """Whatever damage raises on the way, foreseen or not, as a ``CheckpointError`` that names the path and tensor.
+
+    A run goes on past a checkpoint that cannot be read, and past nothing else.
     """
     try:
-        if (size := path.stat().st_size) > _MAX_JSON:
-            raise CheckpointError(
-                f"{path}: {size:,} bytes of JSON, at most {_MAX_JSON:,} are read; is it the right file?"
-            )
-        value = json.loads(path.read_text(encoding="utf-8"))
+        yield
+    except CheckpointError:
+        raise
+    except _UNFORESEEN as error:
+        what = f"{path}: tensor {tensor}" if tensor is not None else str(path)
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(f"{what}: not readable ({said}); write or copy it again") from error
+
+
+def read_json(path: Path, limit: int = _JSON_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of at most ``limit`` bytes.
+
+    Raises:
+        CheckpointError: as ``parsed_json``, or if the file holds no object.
+    """
+    value = parsed_json(path, limit)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds {type(value).__name__}, not a JSON object; write it again")
+    return value
+
+
+def parsed_json(path: Path, limit: int = _JSON_BYTES) -> Any:
+    """What a JSON file of at most ``limit`` bytes holds.
+
+    Raises:
+        CheckpointError: if the file is larger, cannot be read or is not JSON.
+    """
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise CheckpointError(f"{path}: {size:,} bytes of JSON, at most {limit:,} are read; is it the right file?")
+        return json.loads(path.read_text(encoding="utf-8"))
     except CheckpointError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}); write or download the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds {type(value).__name__}, not a JSON object; write it again")
-    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import mmap
 import os
-import struct
 import zipfile
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from geopd.checkpoints.checkpoint import CheckpointError
 from geopd.checkpoints.dcp_metadata import Chunk
 from geopd.checkpoints.restricted_pickle import PickleLimits, read_pickle
-from geopd.checkpoints.torch_zip import ALLOWED, StoredTensor, entry_place, storage_of, view_of
+from geopd.checkpoints.torch_zip import ALLOWED, StoredTensor, storage_of, view_of
+from geopd.checkpoints.zip_directory import ZIP_FAULTS, entry_place, zip_entries
 
 _LIMITS = PickleLimits(nbytes=1 << 16, instructions=10_000, objects=1_000)  # one tensor's
 
@@ -80,7 +80,7 @@ class ChunkFile:
             first, nbytes = entry_place(self._mapped, entries[f"{root}data/{held.storage.key}"], chunk.start, end)
             if nbytes < held.storage.nbytes:
                 raise ValueError(f"{nbytes:,} bytes of its {held.storage.nbytes:,}")
-        except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, struct.error, EOFError) as error:
+        except (*ZIP_FAULTS, KeyError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
@@ -91,7 +91,8 @@ class ChunkFile:
     def _directory(self, chunk: Chunk) -> tuple[dict[str, zipfile.ZipInfo], str]:
         if chunk.start + chunk.length > len(self._mapped):
             raise ValueError("it runs past the end of the file")
-        entries = {e.filename: e for e in zipfile.ZipFile(_Window(self._mapped, chunk.start, chunk.length)).infolist()}
+        window = _Window(self._mapped, chunk.start, chunk.length)
+        entries = {entry.filename: entry for entry in zip_entries(window)}
         roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise ValueError("no tensor that torch.save wrote")

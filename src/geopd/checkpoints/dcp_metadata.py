@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from geopd.checkpoints.checkpoint import DTYPES, CheckpointError
-from geopd.checkpoints.restricted_pickle import Allow, Constant, Inert, PickleLimits, inert, read_pickle
+from geopd.checkpoints.pickled_values import Allow, Constant, Inert, inert, plain_key
+from geopd.checkpoints.restricted_pickle import PickleLimits, read_pickle
 from geopd.checkpoints.stand_ins import FIRST_BYTES, refuse_stand_in
-from geopd.checkpoints.torch_zip import extents, is_size
+from geopd.checkpoints.torch_zip import extents, is_dtype, is_size, shown
 
 _HOME = "torch.distributed.checkpoint"
 _CLASSES = (
@@ -54,7 +55,7 @@ _MAX_CHUNKS = 8192  # of a tensor cut along more than one dimension
 
 _ALLOWED: Allow = {
     "torch.Size": extents,
-    "collections.OrderedDict": lambda *pairs: dict(*pairs),
+    "collections.OrderedDict": lambda pairs=(): {plain_key(key): value for key, value in pairs},
     **{str(dtype): Constant(dtype) for dtype in DTYPES},
     **inert(*_CLASSES, *_PLANS),
 }
@@ -110,22 +111,30 @@ def _tensors(metadata: Mapping[str, Any]) -> dict[str, ChunkedTensor]:
     for index, info in (metadata["storage_data"] or {}).items():
         where = _state(index, "MetadataIndex")
         if where.get("offset") is not None:
-            places.setdefault(where["fqn"], {})[where["offset"]] = info
-    found = {}
+            places.setdefault(_name(where["fqn"]), {})[extents(where["offset"])] = info
+    found, lists = {}, set()
     for name, entry in metadata["state_dict_metadata"].items():
-        if not isinstance(name, str):
-            raise ValueError(f"a tensor's name that is no text: {str(name)[:50]}")
         if isinstance(entry, Inert) and entry.name.endswith(".TensorStorageMetadata"):
-            found[name] = _tensor(_state(entry, "TensorStorageMetadata"), places.get(name, {}))
+            held = _state(entry, "TensorStorageMetadata")
+            if id(held["chunks"]) in lists:
+                raise ValueError(f"{name} has the list of chunks of another tensor")
+            lists.add(id(held["chunks"]))
+            found[_name(name)] = _tensor(held, places.get(name, {}))
     return found
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a tensor's name that is no text but {type(value).__name__}")
+    return value
 
 
 def _tensor(entry: Mapping[str, Any], places: Mapping[tuple[int, ...], Any]) -> ChunkedTensor:
     properties = entry["properties"].state
     dtype = properties[0] if isinstance(properties, tuple) else properties["dtype"]
     shape = extents(entry["size"])
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype}")
+    if not is_dtype(dtype):
+        raise ValueError(f"dtype {shown(dtype)}")
     chunks: list[Chunk] = []
     fault = None
     for chunk in entry["chunks"]:
@@ -143,9 +152,11 @@ def _tensor(entry: Mapping[str, Any], places: Mapping[tuple[int, ...], Any]) -> 
         if not (isinstance(file, str) and is_size(start) and is_size(length)):
             raise ValueError("a chunk's place that is no file, offset and length")
         if place.get("transform_descriptors"):
-            fault = f"its chunks are transformed ({place['transform_descriptors']}), which is not read"
+            fault = "its chunks are transformed (compressed or encrypted by the writer), which is not read"
+        if length < math.prod(sizes) * dtype.itemsize:
+            fault = f"its chunk at {list(offsets)} of {list(sizes)} is said to take {length:,} bytes, too few for it"
         chunks.append(Chunk(offsets, sizes, file, start, length))
-    return ChunkedTensor(shape, dtype, tuple(chunks), fault or _uncovered(shape, chunks))
+    return ChunkedTensor(shape, dtype, tuple(chunks), fault or _uncovered(shape, chunks) or _shared(chunks))
 
 
 def _state(value: Any, kind: str) -> Mapping[str, Any]:
@@ -164,6 +175,16 @@ def _uncovered(shape: tuple[int, ...], chunks: list[Chunk]) -> str | None:
         return f"its chunks hold {covered:,} of its {entries:,} entries; a rank's file may be from another save"
     if _overlap(chunks):
         return "its chunks overlap; write the checkpoint again"
+    return None
+
+
+def _shared(chunks: list[Chunk]) -> str | None:
+    """Why two chunks of a tensor lie in the same bytes, which would make a small file stand for a large tensor."""
+    ends: dict[str, int] = {}
+    for chunk in sorted(chunks, key=lambda chunk: (chunk.file, chunk.start)):
+        if chunk.start < ends.get(chunk.file, 0):
+            return f"two of its chunks share bytes of {chunk.file}; write the checkpoint again"
+        ends[chunk.file] = chunk.start + chunk.length
     return None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, read_config, tensor_info
 from geopd.checkpoints.containment import file_within
-from geopd.checkpoints.restricted_pickle import Allow, inert
-from geopd.checkpoints.torch_zip import ALLOWED, TorchZip, tensors_of
+from geopd.checkpoints.pickled_values import Allow, inert
+from geopd.checkpoints.torch_zip import ALLOWED, TorchZip, extents, shown, tensors_of
 from geopd.checkpoints.torch_zip_format import checkpoint_of
 from geopd.checkpoints.zero_partitions import SegmentsSource, dict_in, masters
 
@@ -36,21 +36,50 @@ def _home(path: Path) -> Path | None:
     """The folder with the states: the path itself, or the one its ``latest`` names."""
     if not path.is_dir():
         return None
-    if _files(path, _MODEL):
+    if _has_states(path):
         return path
     try:
-        with (path / _LATEST).open("rb") as file:
-            tag = file.read(255).decode().strip()
-        folder = file_within(path, tag, path / _LATEST)
-    except (OSError, ValueError):
+        folder = _latest(path)
+    except (OSError, ValueError):  # a refused one is told of where nothing else is found
         return None
-    return folder if folder.is_dir() and _files(folder, _MODEL) else None
+    return folder if folder is not None and folder.is_dir() and _has_states(folder) else None
+
+
+def _latest(path: Path) -> Path | None:
+    listing = path / _LATEST
+    if not listing.is_file():
+        return None
+    with listing.open("rb") as file:
+        tag = file.read(255).decode().strip()
+    return file_within(path, tag, listing)
+
+
+def refused_latest(path: Path) -> str | None:
+    """Why the folder that ``latest`` names is not followed; None where it may be, or there is no such file."""
+    try:
+        _latest(path)
+    except CheckpointError as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"{path / _LATEST}: not the name of a folder ({error}); name the folder of the step itself"
+    return None
+
+
+def _has_states(folder: Path) -> bool:
+    return any(_MODEL.fullmatch(file.name) and file.is_file() for file in folder.iterdir())
 
 
 def _files(folder: Path, pattern: re.Pattern[str]) -> dict[tuple[int, int], Path]:
-    """(rank, model-parallel rank) -> file."""
-    found = [(match, file) for file in folder.iterdir() if (match := pattern.fullmatch(file.name))]
-    return {(int(match[1] or 0), int(match[2])): file for match, file in sorted(found, key=lambda item: item[1])}
+    """(rank, model-parallel rank) -> file, in order of rank."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    found = [(match, file) for file in files if (match := pattern.fullmatch(file.name))]
+    named = [((int(match[1] or 0), int(match[2])), file) for match, file in found]
+    ranks: dict[tuple[int, int], Path] = {}
+    for rank, file in sorted(named):  # by number: as text, rank 10 comes before rank 2
+        if rank in ranks:
+            raise CheckpointError(f"{folder}: {ranks[rank].name} and {file.name} are of one rank: remove the stale one")
+        ranks[rank] = file
+    return ranks
 
 
 def recognises_deepspeed(path: Path) -> bool:
@@ -89,7 +118,9 @@ def _states(folder: Path, found: dict[tuple[int, int], Path]) -> list[TorchZip]:
     count = dict_in(first, "optimizer_state_dict").get("partition_count")
     counts: list[Any] = count if isinstance(count, list) else [count]
     if not counts or not all(type(n) is int and n == counts[0] and 0 < n < 1 << 20 for n in counts):
-        raise CheckpointError(f"{first.path}: partition_count {count!r} is not one number of ranks; not read")
+        raise CheckpointError(
+            f"{first.path}: its partition_count ({shown(count)}) is not one number of ranks; not read"
+        )
     world = counts[0]
     if missing := [rank for rank in range(world) if (rank, 0) not in found]:
         raise CheckpointError(
@@ -105,7 +136,11 @@ def _module(file: Path, path: Path, config: dict[str, Any], notes: tuple[str, ..
     """The 16-bit weights that the model states hold."""
     opened = TorchZip(file, _ALLOWED)
     held = tensors_of(dict_in(opened, "module"))
-    shapes = {name: shape for group in opened.value.get("param_shapes") or () for name, shape in group.items()}
+    try:
+        groups = opened.value.get("param_shapes") or ()
+        shapes = {name: extents(shape) for group in groups for name, shape in group.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: its param_shapes are no dicts of shapes ({error}); copy it again") from error
     if any(name in held and held[name].shape != shape for name, shape in shapes.items()):
         raise CheckpointError(f"{file}: its weights are spread over the ranks (stage 3); name its folder instead")
     return checkpoint_of(opened, held, path, "DeepSpeed model states", config, notes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
-from geopd.checkpoints.checkpoint import CheckpointError, read_json
+from geopd.checkpoints.checkpoint import INDEX_BYTES, CheckpointError, read_json
 from geopd.checkpoints.containment import file_within
 
 INDEX = "model.safetensors.index.json"
@@ -119,7 +119,7 @@ def _needed(repository: _Repository, present: Iterable[str]) -> list[str]:
 
 def _shards(folder: Path) -> list[str]:
     listing = folder / INDEX
-    weight_map = read_json(listing).get("weight_map")
+    weight_map = read_json(listing, INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{listing}: has no weight_map; the repository's index is damaged")
     return sorted({file_within(folder, str(name), listing).name for name in weight_map.values()})

@@ -18,7 +18,7 @@ from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, read_confi
 from geopd.checkpoints.dcp_format import METADATA, DcpSource, read_chunked
 from geopd.checkpoints.dcp_metadata import ChunkedTensor
 from geopd.checkpoints.megatron_names import Attention, Part, Rows, parts_of
-from geopd.checkpoints.restricted_pickle import Inert, inert
+from geopd.checkpoints.pickled_values import Inert, inert
 from geopd.checkpoints.torch_zip import ALLOWED, TorchZip
 
 COMMON, SETTINGS, LATEST = "common.pt", "metadata.json", "latest_checkpointed_iteration.txt"
@@ -80,7 +80,7 @@ def open_megatron(path: Path) -> Checkpoint:
     folder = _folder(path)
     assert folder is not None
     _require_torch_dist(folder)
-    args = _args(folder / COMMON)
+    args, unread = _args(folder / COMMON)
     config = read_config(folder) or read_config(folder.parent) or _config_of(args)
     tensors, files, faults = read_chunked(folder)
     weights = {
@@ -99,7 +99,7 @@ def open_megatron(path: Path) -> Checkpoint:
         MegatronSource(DcpSource(files, weights), parts),
         lost,
         config,
-        warnings,
+        (*unread, *warnings),
     )
 
 
@@ -113,15 +113,16 @@ def _require_torch_dist(folder: Path) -> None:
         )
 
 
-def _args(path: Path) -> dict[str, Any]:
-    """The plain values among the run's args; empty where ``common.pt`` cannot be read as data."""
+def _args(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The run's args, and what is to be told where ``common.pt`` cannot be read as data."""
     try:
         value = TorchZip(path, {**ALLOWED, **inert("argparse.Namespace", "types.SimpleNamespace")}).value
-    except CheckpointError:
-        return {}
+    except CheckpointError as error:
+        return {}, (f"{error}. The run's args are not read: only config.json says heads and vocabulary",)
     found = value.get("args") if isinstance(value, dict) else None
     state = found.state if isinstance(found, Inert) else found
-    return {str(name): item for name, item in state.items()} if isinstance(state, dict) else {}
+    args = {name: item for name, item in state.items() if isinstance(name, str)} if isinstance(state, dict) else {}
+    return args, ()
 
 
 def _config_of(args: Mapping[str, Any]) -> dict[str, Any]:

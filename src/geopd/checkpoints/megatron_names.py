@@ -30,6 +30,7 @@ _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm",
     "mlp.linear_fc1.layer_norm_": "post_attention_layernorm",
 }
+_MOST_LAYERS, _MOST_EXPERTS, _MOST_MATRICES = 4096, 65_536, 262_144  # of one stacked tensor
 _HALVES = {"w": "gate_proj", "v": "up_proj"}
 
 
@@ -90,6 +91,9 @@ def parts_of(
         yield Part(stored, stored, (), shape)
         return
     number, inside = match.groups()
+    if refusal := _stacked_too_high(inside, shape, stacked=not number):
+        yield stored, refusal
+        return
     layers = [(int(number), ())] if number else [(layer, (layer,)) for layer in range(shape[0] if shape else 0)]
     for layer, index in layers:
         for part in _inside(inside, stored, index, shape[len(index) :], attention, gated):
@@ -98,6 +102,17 @@ def parts_of(
                 yield Part(prefix + part.name, part.stored, part.index, part.shape, part.rows)
             else:
                 yield prefix + part[0], part[1]
+
+
+def _stacked_too_high(inside: str, shape: tuple[int, ...], *, stacked: bool) -> str | None:
+    """Why a stack of layers, of experts or of both is not taken apart: no model has so many."""
+    layers = shape[0] if stacked and shape else 1
+    expert = _EXPERT.fullmatch(inside.rpartition(".")[0])
+    rest = shape[1:] if stacked else shape
+    experts = rest[0] if expert and not expert[1] and rest else 1
+    if layers > _MOST_LAYERS or experts > _MOST_EXPERTS or layers * experts > _MOST_MATRICES:
+        return f"a stack of {layers:,} layers of {experts:,} experts, more than any model has; write it again"
+    return None
 
 
 def _inside(

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from geopd.checkpoints.adapter_format import open_adapter
-from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError
+from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, unreadable_at
+from geopd.checkpoints.deepspeed_format import refused_latest
 from geopd.checkpoints.formats import FORMATS, format_of
 from geopd.checkpoints.safetensors_format import INDEX, SINGLE
 
@@ -56,7 +57,8 @@ def open_checkpoint(path: str | Path, base: str | Path | None = None) -> Checkpo
             raise CheckpointError(f"{home}: the base of {path} is an adapter too: merge it into its own base first")
         return open_checkpoint(home)
 
-    return form.open(path, open_base)
+    with unreadable_at(path):
+        return form.open(path, open_base)
 
 
 def name_instead(path: Path) -> str:
@@ -84,10 +86,12 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _unrecognised(path: Path) -> str:
     names = ", ".join(form.name for form in FORMATS)
-    if path.is_file():
+    if not path.is_dir():
         return f"{path}: not a checkpoint file ({names} are read); name a checkpoint folder or a safetensors file"
     if shards := sorted(file.name for file in path.glob("*.safetensors")):
         return f"{path}: holds {shards[0]} but neither {SINGLE} nor {INDEX}; fetch the index, or name the file itself"
+    if refusal := refused_latest(path):
+        return refusal
     return f"{path}: holds no weights that are read ({names}); {name_instead(path)}"
 
 

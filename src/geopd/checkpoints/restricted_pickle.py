@@ -8,19 +8,22 @@ the list lacks ends the reading; nothing of the pickle's choosing is imported, l
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from geopd.checkpoints.checkpoint import CheckpointError
+from geopd.checkpoints.pickled_values import Allow, Constant, Global, Inert, nests_deeper, plain_key, written_out
 
 
 @dataclass(frozen=True, slots=True)
 class PickleLimits:
-    """What one pickle may claim: bytes, instructions, nesting, and objects (``objects`` + one in every 8 bytes)."""
+    """What one pickle may claim: bytes, instructions, nesting, and objects (``objects`` + one in every 8 bytes).
+
+    Texts are counted with the objects; as many may be remembered in the memo. Shared objects may make the value written
+    out ``objects`` + 8 times as large as the program.
+    """
 
     nbytes: int = 1 << 28
     instructions: int = 20_000_000
@@ -28,49 +31,8 @@ class PickleLimits:
     objects: int = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A global that stands for a value rather than for something called, such as ``torch.bfloat16``."""
-
-    value: object
-
-
-@dataclass(slots=True, eq=False)
-class Inert:
-    """An object of a class that is never imported: its dotted name, the arguments it was made with and its state.
-
-    Compared and hashed by identity.
-    """
-
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Global:
-    """A global of the allow-list, as the arguments of another may hold it: its dotted name and what stands for it."""
-
-    name: str
-    build: Callable[..., object]
-
-
-Allow = Mapping[str, Callable[..., object] | Constant]
-"""Dotted global (``collections.OrderedDict``) -> what stands for it: a function of the pickled arguments, or a value.
-A function's errors of type ValueError, TypeError, KeyError or IndexError mean a malformed pickle."""
-
-_SCALARS = (str, int, float, bytes, type(None))
 # a text with an escape that Python does not know is a warning, which whoever runs this may have made an error
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, Warning)
-
-
-def inert(*names: str) -> dict[str, Callable[..., object]]:
-    """Allow-list entries that make an ``Inert`` of each dotted class name."""
-    return {name: partial(_inert, name) for name in names}
-
-
-def _inert(name: str, *args: object) -> Inert:
-    return Inert(name, args)
 
 
 def read_pickle(
@@ -93,6 +55,7 @@ def read_pickle(
     if len(data) > limits.nbytes:
         raise CheckpointError(f"{source}: its pickle has {len(data):,} bytes, at most {limits.nbytes:,} are read")
     machine = _Machine(source, allow, persistent, limits, limits.objects + len(data) // 8)
+    count = 0
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count > limits.instructions:
@@ -103,32 +66,16 @@ def read_pickle(
         raise
     except _MALFORMED as error:
         raise CheckpointError(f"{source}: not a readable pickle ({error}); write or download the file again") from error
-    if _nests_deeper(value, limits.nesting):
+    if nests_deeper(value, limits.nesting):
         raise CheckpointError(
             f"{source}: its pickle nests deeper than {limits.nesting} levels or holds itself; refused"
         )
+    if written_out(value) > limits.objects + 8 * count:
+        raise CheckpointError(
+            f"{source}: its pickle shares objects inside one another until they stand for far more than the file "
+            "holds; refused"
+        )
     return value
-
-
-def _nests_deeper(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        # an object met twice on one level is followed once: shared objects cannot multiply the work
-        level = list({id(part): part for holder in level for part in _parts(holder)}.values())
-        if not level:
-            return False
-    return True
-
-
-def _parts(holder: object) -> Iterable[object]:
-    match holder:
-        case dict():
-            return chain(holder, holder.values())
-        case list() | tuple():
-            return holder
-        case Inert():
-            return (*holder.args, holder.state)
-    return ()
 
 
 @dataclass
@@ -137,20 +84,25 @@ class _Machine:
     allow: Allow
     persistent: Callable[[Any], object] | None
     limits: PickleLimits
-    objects_left: int
+    objects: int
     stack: list[Any] = field(default_factory=list)
     marks: list[list[Any]] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
+    made: int = 0
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one instruction."""
-        if name in _PUSH:
+        if name in _TEXTS:
+            self.push(argument)
+        elif name in _NUMBERS:
             self.stack.append(argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
         elif name in _PUT:
             # a dict grows with what is stored, not with the largest index that a pickle names
             self.memo[len(self.memo) if argument is None else int(argument)] = self.stack[-1]
+            if len(self.memo) > self.objects:
+                raise CheckpointError(f"{self.source}: its pickle remembers more objects than a file of its size holds")
         elif name in _GET:
             self.stack.append(self.memo[int(argument)])
         elif name in _STEPS:
@@ -159,9 +111,9 @@ class _Machine:
             raise CheckpointError(f"{self.source}: its pickle uses {name}, which no weights need; refused")
 
     def push(self, value: Any) -> None:
-        """Push a new object, within the limit on their number."""
-        self.objects_left -= 1
-        if self.objects_left < 0:
+        """Push a new object or text, within the limit on their number."""
+        self.made += 1
+        if self.made > self.objects:
             raise CheckpointError(f"{self.source}: its pickle makes more objects than a file of its size can hold")
         self.stack.append(value)
 
@@ -202,7 +154,7 @@ class _Machine:
         if type(holder) is not dict:
             raise TypeError(f"sets keys of {type(holder).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            holder[_key(key)] = value
+            holder[plain_key(key)] = value
 
     def make_dict(self) -> None:
         """Push a dict of the group's keys and values."""
@@ -247,17 +199,9 @@ class _Machine:
         self.push(self.persistent(self.stack.pop()))
 
 
-def _key(key: Any) -> Any:
-    # hashing a deep tuple would exhaust the C stack
-    flat = type(key) is tuple and all(isinstance(part, _SCALARS) for part in key)
-    if not (flat or isinstance(key, (*_SCALARS, Inert))):
-        raise TypeError(f"a key of type {type(key).__name__}")
-    return key
-
-
 # fmt: off
-_PUSH = frozenset({
-    "INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+_NUMBERS = frozenset({"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"})
+_TEXTS = frozenset({
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
 })

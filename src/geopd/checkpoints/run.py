@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geopd.checkpoints.checkpoint import CheckpointError, read_json
+from geopd.checkpoints.checkpoint import CheckpointError, parsed_json, read_json
 from geopd.checkpoints.hub import hub_name, located
 from geopd.checkpoints.opening import holds_weights, name_instead, step_of
 from geopd.checkpoints.whole_text import write_whole
@@ -101,10 +101,20 @@ def read_run_manifest(run_dir: str | Path) -> RunManifest | None:
         and isinstance(manifest.settings, dict)
         and isinstance(manifest.tags, dict)
         and (manifest.seed is None or isinstance(manifest.seed, int))
-        and (manifest.origin is None or isinstance(manifest.origin.path, str))
+        and (manifest.origin is None or _is_path(manifest.origin.path))
     ):
         raise CheckpointError(f"{path}: a field has the wrong type; see geopd.checkpoints.RunManifest")
     return manifest
+
+
+def _is_path(value: object) -> bool:
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def open_run(path: str | Path, label: str | None = None) -> Run:
@@ -120,7 +130,7 @@ def open_run(path: str | Path, label: str | None = None) -> Run:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     step = step_of(path.name)
-    alone = path.is_file() or (step is not None and holds_weights(path))
+    alone = not path.is_dir() or (step is not None and holds_weights(path))
     steps = [] if alone else _step_folders(path)
     if not steps:
         home = path.parent if path.is_file() or step is not None else path
@@ -174,12 +184,14 @@ def _evaluations(folder: Path) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
         return ()
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parsed_json(path)
+        if not isinstance(rows, list):
+            raise TypeError(f"it holds {type(rows).__name__}")
         for row in rows:
             typed = set(row) == set(_EVALUATION) and all(isinstance(row[k], t) for k, t in _EVALUATION.items())
             if not (typed and math.isfinite(row["value"]) and math.isfinite(row["se"])):
-                raise TypeError(f"row {row}")
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+                raise TypeError(f"row {str(row)[:200]}")
+    except (TypeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: not a list of evaluations with {', '.join(_EVALUATION)} ({error}); repair or remove it"
         ) from error

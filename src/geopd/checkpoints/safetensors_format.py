@@ -9,6 +9,7 @@ import json
 import math
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,12 @@ def open_safetensors(path: Path) -> Checkpoint:
         return join_shards(
             path / INDEX, "safetensors shards", "*.safetensors", read_config(path), lambda file: open_single(file, {})
         )
-    return open_single(path / SINGLE, read_config(path))
+    whole = open_single(path / SINGLE, read_config(path))
+    if strays := sorted(file.name for file in path.glob("model-*-of-*.safetensors")):
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+        note = f"{path}: {strays[0]}{more} beside {SINGLE} and in no index: ignored; remove what is of another save"
+        return replace(whole, warnings=(note,))
+    return whole
 
 
 def open_single(path: Path, config: dict[str, Any]) -> Checkpoint:

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorInfo, read_json
+from geopd.checkpoints.checkpoint import INDEX_BYTES, Checkpoint, CheckpointError, TensorInfo, read_json
 from geopd.checkpoints.containment import file_within
+
+_MOST_SHARDS = 10_000  # the largest models have a few hundred
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,19 @@ def join_shards(
     Raises:
         CheckpointError: if the index is no index, names a file outside its folder, or no shard can be read.
     """
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; write or download the index again")
     if not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: its weight_map names something that is no file; write or download it again")
+    if (count := len(set(weight_map.values()))) > _MOST_SHARDS:
+        raise CheckpointError(f"{index}: names {count:,} shards, at most {_MOST_SHARDS:,} are looked for; refused")
     folder = index.parent
     shards: dict[str, Checkpoint] = {}
     broken: dict[str, str] = {}
     for shard in sorted({str(name) for name in weight_map.values()}):
         file = file_within(folder, shard, index)
-        if not file.exists():
+        if not file.is_file():
             broken[shard] = f"{file}: {index.name} names it and it is absent; download or write it again"
             continue
         try:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from geopd.checkpoints.checkpoint import DTYPES, CheckpointError
-from geopd.checkpoints.restricted_pickle import Allow, Constant, Global, inert, read_pickle
+from geopd.checkpoints.pickled_values import Allow, Constant, Global, inert, plain_key
+from geopd.checkpoints.restricted_pickle import read_pickle
 from geopd.checkpoints.stand_ins import FIRST_BYTES, refuse_stand_in
+from geopd.checkpoints.zip_directory import ZIP_FAULTS, entry_place, zip_entries
 
-_LOCAL_HEADER = struct.Struct("<4s5HLLLHH")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the magic number that opens torch's format before 1.6
 _STORAGES = {
     "Double": torch.float64,
@@ -73,9 +73,20 @@ def is_size(n: object) -> bool:
     return type(n) is int and 0 <= n < 1 << 62
 
 
+def is_dtype(value: object) -> TypeGuard[torch.dtype]:
+    """Whether a pickled value is a dtype that is read."""
+    return isinstance(value, torch.dtype) and value in DTYPES
+
+
+def shown(value: object) -> str:
+    """A pickled value in a message: a number, dtype or short text as it is, anything else by its type alone."""
+    plain = value is None or isinstance(value, bool | float | torch.dtype) or is_size(value)
+    return str(value) if plain else repr(value) if isinstance(value, str) and len(value) < 99 else type(value).__name__
+
+
 def _stored(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> StoredTensor:
-    if not isinstance(storage, Storage) or dtype not in DTYPES:
-        raise ValueError(f"a tensor of dtype {dtype} over {type(storage).__name__}")
+    if not isinstance(storage, Storage) or not is_dtype(dtype):
+        raise ValueError(f"a tensor of dtype {shown(dtype)} over {type(storage).__name__}")
     shape, strides, (start,) = extents(size), extents(stride), extents((offset,))
     if len(shape) != len(strides):
         raise ValueError(f"shape {shape} with strides {strides}")
@@ -87,7 +98,10 @@ def _stored(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> St
     return StoredTensor(storage, dtype, start, shape, strides)
 
 
-def _tensor_v2(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
+def _tensor_v2(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor:
+    if rest[2:] and rest[2]:  # after whether it has a gradient, and its hooks: torch's own way to say that every entry
+        # is negated or conjugated when it is read
+        raise ValueError("a tensor with a negative or conjugate bit; save its .resolve_neg().resolve_conj() instead")
     return _stored(storage, offset, size, stride, storage.dtype)
 
 
@@ -105,7 +119,7 @@ def from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
 def _dict(*args: Any) -> dict[Any, Any]:
     if args and not (len(args) == 1 and isinstance(args[0], list)):
         raise ValueError("a dict made from something other than pairs")
-    return {str(key): value for key, value in (args[0] if args else ())}
+    return {plain_key(key): value for key, value in (args[0] if args else ())}
 
 
 def storage_of(identity: Any) -> Storage:
@@ -120,27 +134,6 @@ def storage_of(identity: Any) -> Storage:
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ValueError("a storage of no known class")
     return Storage(key, count * (dtype.itemsize if dtype else 1), dtype)
-
-
-def entry_place(mapped: mmap.mmap, entry: zipfile.ZipInfo, start: int, end: int) -> tuple[int, int]:
-    """Where an entry's bytes begin, and how many there are, of a zip from ``start`` to ``end`` in a mapped file.
-
-    Raises:
-        ValueError: if they are not stored as they are, or do not lie there.
-    """
-    if entry.flag_bits & 0x1:
-        raise ValueError("is encrypted")
-    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-        raise ValueError("is compressed, which torch.save never does (a decompression bomb?): refused")
-    at = start + entry.header_offset
-    header = mapped[at : at + _LOCAL_HEADER.size]
-    if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
-        raise ValueError("has no header where the directory says")
-    *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    first = at + _LOCAL_HEADER.size + name_length + extra_length
-    if first + entry.file_size > end:
-        raise ValueError("runs past the end of the file")
-    return first, entry.file_size
 
 
 def view_of(mapped: mmap.mmap, tensor: StoredTensor, first: int) -> Tensor:
@@ -195,6 +188,11 @@ class TorchZip:
             raise CheckpointError(f"{path}: {error.strerror or error}; check the path and its permissions") from error
         start, nbytes = self._place(self._pickle_name())
         self.value: Any = read_pickle(self._mapped[start : start + nbytes], path, allow or ALLOWED, storage_of)
+
+    @property
+    def nbytes(self) -> int:
+        """The file's size."""
+        return len(self._mapped)
 
     def _pickle_name(self) -> str:
         found = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -258,8 +256,8 @@ def _check_start(path: Path, start: bytes) -> None:
 
 def _directory(path: Path, file: Any) -> dict[str, zipfile.ZipInfo]:
     try:
-        entries = zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, OverflowError) as error:
+        entries = zip_entries(file)
+    except ZIP_FAULTS as error:
         raise CheckpointError(f"{path}: a damaged or truncated zip ({error}); write or download it again") from error
     named = {entry.filename: entry for entry in entries}
     if len(named) < len(entries):

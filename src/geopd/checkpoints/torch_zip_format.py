@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, read_config, tensor_info
-from geopd.checkpoints.restricted_pickle import Allow, inert
+from geopd.checkpoints.pickled_values import Allow, inert
 from geopd.checkpoints.sharded import join_shards
-from geopd.checkpoints.torch_zip import ALLOWED, StoredTensor, TorchZip, tensors_of
+from geopd.checkpoints.torch_zip import ALLOWED, StoredTensor, TorchZip, shown, tensors_of
 
 _INDEX = "pytorch_model.bin.index.json"
 _SINGLE = ("pytorch_model.bin", "pytorch_model_fsdp.bin")
@@ -63,10 +63,11 @@ def open_torch_zip(path: Path) -> Checkpoint:
 def _open_file(path: Path, config: dict[str, Any]) -> Checkpoint:
     file = TorchZip(path, _WITH_SETTINGS)
     weights, warnings = _unwrapped(path, file.value)
+    warnings += _held_otherwise(path, weights)
     found = tensors_of(weights)
     if not found:
-        kind = f"a dict of {', '.join(map(str, list(weights)[:5]))}" if isinstance(weights, dict) else "no dict"
-        raise CheckpointError(f"{path}: holds no tensors by name ({kind}); save the model's state dict")
+        kind = ", ".join(shown(key) for key in list(weights)[:5])
+        raise CheckpointError(f"{path}: holds no tensors by name (a dict of {kind}); save the model's state dict")
     return checkpoint_of(file, found, path, "torch zip", config, warnings)
 
 
@@ -85,14 +86,39 @@ def checkpoint_of(
 
 
 def _unwrapped(path: Path, value: Any) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """The state dict inside the dicts that trainers put around it, and a note of what was passed over."""
+    """The state dict inside the dicts that trainers put around it, and a note of what was passed over.
+
+    A dict under a wrapper's name that holds tensors is the model, whatever tensors (a step, a loss) lie beside it.
+    """
     keys: list[str] = []
-    while isinstance(value, dict) and not tensors_of(value) and len(keys) < 4:
-        key = next((name for name in _WRAPPERS if isinstance(value.get(name), dict)), None)
+    beside: list[str] = []
+    while isinstance(value, dict) and len(keys) < 4:
+        held = tensors_of(value)
+        inside = [name for name in _WRAPPERS if isinstance(value.get(name), dict)]
+        key = next((name for name in inside if not held or tensors_of(value[name])), None)
         if key is None:
             break
         keys.append(key)
+        beside += held
         value = value[key]
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds {type(value).__name__}, not a state dict; save the model's state dict")
-    return value, ((f"{path}: the weights are those under {'.'.join(keys)}; the rest is ignored",) if keys else ())
+    if not keys:
+        return value, ()
+    also = f", the tensor {beside[0]} too" if beside else ""
+    return value, (f"{path}: the weights are those under {'.'.join(keys)}; the rest is ignored{also}",)
+
+
+def _held_otherwise(path: Path, weights: dict[Any, Any]) -> tuple[str, ...]:
+    """What is said of tensors that a state dict holds in lists or dicts and not by names of their own."""
+    lists = [
+        name
+        for name, held in weights.items()
+        if isinstance(name, str)
+        and isinstance(held, list | tuple | dict)
+        and any(isinstance(part, StoredTensor) for part in (held.values() if isinstance(held, dict) else held))
+    ]
+    if not lists:
+        return ()
+    what = f"{shown(lists[0])} and {len(lists) - 1} more hold" if len(lists) > 1 else f"{shown(lists[0])} holds"
+    return (f"{path}: {what} tensors without names of their own: not read",)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorInfo, read_config, read_json, tensor_info
-from geopd.checkpoints.restricted_pickle import Allow, Constant, Inert, inert
-from geopd.checkpoints.torch_zip import ALLOWED, StoredTensor, TorchZip, from_type
+from geopd.checkpoints.pickled_values import Allow, Constant, Inert, inert
+from geopd.checkpoints.torch_zip import ALLOWED, StoredTensor, TorchZip, extents, from_type, shown
 
 _RANK_FILE = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
 _DTENSOR = "DTensor"
@@ -43,9 +43,9 @@ def _rebuilt(function: Any, kind: Any, args: Any, state: Any) -> Any:
     if kind != _DTENSOR:
         return from_type(function, kind, args, state)
     held = state[1] if isinstance(state, tuple) else state  # (attributes, slots) where the class has slots
-    spec, local, shape = held["_spec"].state, held["_local_tensor"], args[2]
-    if not isinstance(local, StoredTensor) or not isinstance(shape, tuple):
-        raise ValueError("a DTensor without a local tensor or a shape")
+    spec, local, shape = held["_spec"].state, held["_local_tensor"], extents(args[2])
+    if not isinstance(local, StoredTensor):
+        raise ValueError("a DTensor without a local tensor")
     cuts = tuple(_cut(placement, len(shape)) for placement in spec["placements"])
     mesh = _mesh_shape(spec["mesh"].state)
     if len(cuts) != len(mesh) or len(local.shape) != len(shape):
@@ -60,7 +60,7 @@ def _cut(placement: Any, dims: int) -> int | None:
         raise ValueError(f"a DTensor placed by {placement.name}, which is not read")
     dim = placement.state["dim"] if placement.state else placement.args[0]
     if type(dim) is not int or not -dims <= dim < dims:
-        raise ValueError(f"a DTensor cut along dimension {dim} of {dims}")
+        raise ValueError(f"a DTensor cut along dimension {shown(dim)} of {dims}")
     return dim % dims
 
 
@@ -71,8 +71,9 @@ def _mesh_shape(state: dict[str, Any]) -> tuple[int, ...]:
     layout = state["_layout"].state
     if "axes" not in layout:
         shape = layout["shape"]
-        return tuple(shape) if isinstance(shape, tuple) else (shape,)
-    return tuple(math.prod(axis.state["shape"]) for axis in layout["axes"])
+        return extents(shape if isinstance(shape, tuple) else (shape,))
+    axes = [axis.state["shape"] for axis in layout["axes"]]
+    return extents([math.prod(extents(shape if isinstance(shape, tuple) else (shape,))) for shape in axes])
 
 
 _SHARDED: Allow = {
@@ -157,9 +158,8 @@ def _home(path: Path) -> Path | None:
 
 def _rank_files(folder: Path) -> dict[tuple[int, int], Path]:
     """(world size, rank) -> file."""
-    matches = [
-        (match, file) for file in folder.glob("model_world_size_*.pt") if (match := _RANK_FILE.fullmatch(file.name))
-    ]
+    files = [file for file in folder.glob("model_world_size_*.pt") if file.is_file()]
+    matches = [(match, file) for file in files if (match := _RANK_FILE.fullmatch(file.name))]
     return {(int(match[1]), int(match[2])): file for match, file in sorted(matches, key=lambda item: item[1])}
 
 
@@ -185,7 +185,7 @@ def open_verl(path: Path) -> Checkpoint:
             raise CheckpointError(f"{file.path}: holds {type(file.value).__name__}, not a state dict; save it again")
     tensors: dict[str, TensorInfo] = {}
     unreadable: dict[str, str] = {}
-    for name in sorted({str(name) for file in files for name in file.value}):
+    for name in sorted({name for file in files for name in file.value if isinstance(name, str)}):
         outcome = _described(name, files)
         if isinstance(outcome, TensorInfo):
             tensors[name] = outcome

@@ -9,15 +9,17 @@ conversion to fp32. Buffers and frozen parameters lie in the model states.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from geopd.checkpoints.checkpoint import CheckpointError
-from geopd.checkpoints.torch_zip import StoredTensor, TorchZip
+from geopd.checkpoints.torch_zip import StoredTensor, TorchZip, extents, is_size, shown
 
 Piece = tuple[TorchZip, StoredTensor]
 """A run of entries of a flat tensor: its file, and a 1-D view."""
@@ -82,13 +84,16 @@ def masters(models: Sequence[TorchZip], optimisers: Sequence[TorchZip]) -> dict[
     states = [dict_in(file, "optimizer_state_dict") for file in optimisers]
     stage = states[0].get("zero_stage")
     groups = model.value.get("param_shapes") if isinstance(model.value, dict) else None
-    if stage not in (1, 2, 3) or not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise CheckpointError(f"{optimisers[0].path}: of ZeRO stage {stage!r}; stages 1, 2 and 3 are read")
+    if type(stage) is not int or stage not in (1, 2, 3):
+        raise CheckpointError(f"{optimisers[0].path}: of ZeRO stage {shown(stage)}; stages 1, 2 and 3 are read")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise CheckpointError(f"{model.path}: its param_shapes are no list of parameter groups; copy it again")
     key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
     flat = [
         [(file, part) for part in _flat_list(file, state, key)] for file, state in zip(optimisers, states, strict=True)
     ]
     try:
+        groups = [{name: extents(shape) for name, shape in group.items()} for group in groups]
         if stage == 3:
             found = _spread({name: shape for group in groups for name, shape in group.items()}, flat)
         else:
@@ -105,10 +110,40 @@ def masters(models: Sequence[TorchZip], optimisers: Sequence[TorchZip]) -> dict[
     return found
 
 
+class _Vector:
+    """Pieces that follow each other."""
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        self.pieces = pieces
+        self._starts = [0, *accumulate(part.shape[0] for _, part in pieces)]
+        self.size = self._starts[-1]
+
+    def cut(self, start: int, count: int) -> list[Piece]:
+        """The pieces that make the entries from ``start`` on.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
+        found: list[Piece] = []
+        end = start + count
+        if end > self.size:
+            raise ValueError(f"entries {start:,} to {end:,} of a partition of {self.size:,}")
+        for i in range(max(0, bisect_right(self._starts, start) - 1), len(self.pieces)):
+            (file, part), at = self.pieces[i], self._starts[i]
+            if at >= end:
+                break
+            first, last = max(start, at), min(end, at + part.shape[0])
+            if first < last:
+                found.append((file, replace(part, offset=part.offset + first - at, shape=(last - first,))))
+        return found
+
+
 def _flat_list(file: TorchZip, state: dict[Any, Any], key: str) -> list[StoredTensor]:
     parts = state.get(key)
     if not isinstance(parts, list) or not all(isinstance(part, StoredTensor) and part.stride == (1,) for part in parts):
         raise CheckpointError(f"{file.path}: has no {key}, the flat fp32 partitions; save the optimiser state too")
+    if (nbytes := sum(part.shape[0] * part.dtype.itemsize for part in parts)) > file.nbytes:
+        raise CheckpointError(f"{file.path}: its {key} claim {nbytes:,} bytes of {file.nbytes:,}; copy it again")
     return parts
 
 
@@ -118,14 +153,16 @@ def _in_groups(
     ranks = len(flat)
     found: dict[str, Segments] = {}
     for i, shapes in enumerate(groups):
-        vector = [parts[i] for parts in flat]
+        vector = _Vector([parts[i] for parts in flat])
         after = paddings[i] if paddings else [0] * len(shapes)
+        if not all(is_size(padding) for padding in after):
+            raise ValueError(f"the paddings of group {i} are no numbers of entries")
         at = 0
         for (name, shape), padding in zip(shapes.items(), after, strict=True):
             count = math.prod(shape)
-            found[name] = Segments(shape, vector[0][1].dtype, tuple(_cut(vector, at, count)))
+            found[name] = Segments(shape, vector.pieces[0][1].dtype, tuple(vector.cut(at, count)))
             at += count + padding
-        available = sum(part.shape[0] for _, part in vector)
+        available = vector.size
         # every partition is aligned, which leaves the vector longer than its parameters by less than that
         align = 2 * ranks
         if -(-at // align) != -(-available // align):
@@ -135,34 +172,19 @@ def _in_groups(
 
 def _spread(shapes: dict[str, tuple[int, ...]], flat: list[list[Piece]]) -> dict[str, Segments]:
     ranks, at = len(flat), 0
+    vectors = [_Vector(parts) for parts in flat]
     found: dict[str, Segments] = {}
     for name, shape in shapes.items():
         count = math.prod(shape)
         each = -(-count // ranks)
         pieces: list[Piece] = []
-        for rank, vector in enumerate(flat):
-            pieces += _cut(vector, at, max(0, min(each, count - rank * each)))
+        for rank, vector in enumerate(vectors):
+            pieces += vector.cut(at, max(0, min(each, count - rank * each)))
         found[name] = Segments(shape, flat[0][0][1].dtype, tuple(pieces))
         at += each
-    for rank, vector in enumerate(flat):
-        if (available := sum(part.shape[0] for _, part in vector)) != at:
-            raise ValueError(f"rank {rank} holds {available:,} entries, its parts of the parameters {at:,}")
-    return found
-
-
-def _cut(vector: Iterable[Piece], start: int, count: int) -> list[Piece]:
-    """The pieces of a vector, itself in pieces, that make its entries from ``start`` on."""
-    found: list[Piece] = []
-    end, at = start + count, 0
-    for file, part in vector:
-        size = part.shape[0]
-        first, last = max(start, at), min(end, at + size)
-        if first < last:
-            found.append((file, replace(part, offset=part.offset + first - at, shape=(last - first,))))
-            count -= last - first
-        at += size
-    if count > 0:
-        raise ValueError(f"entries {start:,} to {end:,} of a partition of {at:,}")
+    for rank, vector in enumerate(vectors):
+        if vector.size != at:
+            raise ValueError(f"rank {rank} holds {vector.size:,} entries, its parts of the parameters {at:,}")
     return found
 
 
@@ -180,7 +202,8 @@ def _from_models(models: Sequence[TorchZip], stage: int, trained: Container[str]
     if stage == 3:
         for name, shape in frozen.items():
             parts = [(file, _flat(file.value["frozen_param_fragments"][name])) for file in models]
-            found[name] = Segments(shape, parts[0][1].dtype, tuple(_cut(parts, 0, math.prod(shape))))
+            whole = extents(shape)
+            found[name] = Segments(whole, parts[0][1].dtype, tuple(_Vector(parts).cut(0, math.prod(whole))))
     return found
 
 

@@ -62,5 +62,8 @@ def main() -> None:
 
 
 def _complain(error: Exception | str, code: int) -> NoReturn:
-    print(f"geopd: {error}", file=sys.stderr)
+    from geopd.results.printable import printable
+
+    # a parser's message may have lines of its own, and it may quote a file
+    print("geopd: " + "\n".join(printable(line) for line in str(error).splitlines()), file=sys.stderr)
     sys.exit(code)

@@ -43,9 +43,13 @@ def plan(
 
 def _print(summary: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
+    from rich.markup import escape as markup_escape
 
     from geopd.engine.progress import span
+    from geopd.results.printable import printable
+
+    def escape(text: str) -> str:
+        return markup_escape(printable(text))
 
     console = Console(highlight=False, soft_wrap=True)
     for label, run in summary["runs"].items():
@@ -56,7 +60,7 @@ def _print(summary: dict[str, Any]) -> None:
         formats = " and ".join(run["formats"])
         console.print(f"  read as {escape(formats)}; the base as {escape(run['origin_format'])}")
         for dtypes, count in run["dtypes"].items():
-            console.print(f"  {count} tensors {dtypes}")
+            console.print(f"  {count} tensors {escape(dtypes)}")
         if run["not_selected"]:
             console.print(f"  {run['not_selected']} tensors not selected")
         for warning in run["warnings"]:

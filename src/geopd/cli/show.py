@@ -131,11 +131,14 @@ def _cell(metric: str, line: dict[str, Any]) -> str:
 
 
 def _print_left_out(console: Console, line: dict[str, Any], failed: list[dict[str, str]]) -> None:
+    from geopd.results.printable import printable
+
     counts = ", ".join(f"{line[s]} {s}" for s in ("undefined", "unresolved", "failed") if line[s])
     if counts:
         console.print(f"{line['run']}: left out of the means: {counts} values", markup=False)
     for item in failed[:5]:
-        console.print(f"{line['run']}: {item['matrix']} could not be measured: {item['reason']}", markup=False)
+        reason = f"{line['run']}: {item['matrix']} could not be measured: {item['reason']}"
+        console.print(printable(reason), markup=False)
     if len(failed) > 5:
         console.print(f"{line['run']}: … and {len(failed) - 5} more failed matrices (manifest.json)", markup=False)
 
@@ -146,6 +149,7 @@ def _print_movers(console: Console, run: str, moved: list[dict[str, Any]]) -> No
     from rich.table import Table
 
     from geopd.results.metrics import format_value, metric_of
+    from geopd.results.printable import printable
 
     if not moved:
         return
@@ -156,7 +160,7 @@ def _print_movers(console: Console, run: str, moved: list[dict[str, Any]]) -> No
     for line in moved:
         sides = [line[f"rotation_{side}_mean_deg"] for side in ("left", "right")]
         table.add_row(
-            escape(line["matrix"]),
+            escape(printable(line["matrix"])),
             format_value(by, line["value"]),
             format_value("update_sparsity", line["update_sparsity"]),
             " / ".join("–" if side is None else f"{side:.3g}°" for side in sides),
@@ -167,6 +171,7 @@ def _print_movers(console: Console, run: str, moved: list[dict[str, Any]]) -> No
 
 def _show_timing(folder: Path, json_output: bool, top: int) -> None:
     """Seconds as the log has them, also of a measurement that has not ended yet."""
+    from geopd.results.printable import printable
     from geopd.results.task_log import LOG, read_log
     from geopd.results.task_log import timing as timing_of
 
@@ -194,7 +199,7 @@ def _show_timing(folder: Path, json_output: bool, top: int) -> None:
         typer.echo("slowest:")
     for item in content["matrices"][:top]:
         shape = f"{item['rows']} x {item['cols']}"
-        typer.echo(f"  {item['matrix']:<40} {shape:>16} {_spent(item)}  {item['method']}")
+        typer.echo(f"  {printable(item['matrix']):<40} {shape:>16} {_spent(item)}  {item['method']}")
 
 
 def _spent(item: dict[str, Any]) -> str:

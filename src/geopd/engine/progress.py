@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from geopd.engine.workload import Task
+from geopd.results.printable import printable
 
 KINDS = ("bar", "json", "none")
 Done = Callable[[dict[str, Any]], None]
@@ -68,7 +69,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print it."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), highlight=False, soft_wrap=True)
 
     def _bar(self, *columns: Any) -> Progress:
         quiet = self._console.quiet or not self._console.is_terminal  # elsewhere a bar leaves an empty line behind
@@ -89,7 +90,7 @@ class Terminal:
 
         class Live(ProgressColumn):
             def render(self, task: Any) -> Text:  # noqa: ARG002 - what is under way is asked, not told
-                return Text(clock.line([t.weight.name for t in current()]))
+                return Text(printable(clock.line([t.weight.name for t in current()])))
 
         with self._bar(SpinnerColumn(), BarColumn(), Live()) as progress:
             bar = progress.add_task("", total=sum(costs))

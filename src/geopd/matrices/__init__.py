@@ -1,6 +1,6 @@
 """Names on disk or in memory -> canonical weight matrices: naming, splitting, pairing of two checkpoints, selection."""
 
-from geopd.matrices.canonical import CanonicalCheckpoint, canonical_parameters, canonical_view
+from geopd.matrices.canonical import CanonicalCheckpoint, canonical_view
 from geopd.matrices.cuts import Cut, Expert, Piece
 from geopd.matrices.layouts import Layout, layout_of
 from geopd.matrices.naming import Role, WeightName, canonical_names
@@ -20,7 +20,6 @@ __all__ = [
     "Skip",
     "WeightName",
     "canonical_names",
-    "canonical_parameters",
     "canonical_view",
     "layout_of",
     "pair_checkpoints",

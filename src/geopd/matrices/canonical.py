@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,7 +50,10 @@ class CanonicalCheckpoint(Checkpoint):
 
     @cached_property
     def head_is_embedding(self) -> bool:
-        """Whether a head is stored that has the embedding's content; a few rows are compared before all of them."""
+        """Whether a head is stored that has the embedding's content, rounded to the narrower dtype where they differ.
+
+        A few rows are compared before all of them.
+        """
         weights = canonical_names({name: info.shape for name, info in self.tensors.items()})
         heads, embeddings = (
             [self.tensors[name] for name, weight in weights.items() if weight.module == module]
@@ -59,13 +62,16 @@ class CanonicalCheckpoint(Checkpoint):
         return any(self._same(head, embedding) for head in heads for embedding in embeddings)
 
     def _same(self, one: TensorInfo, other: TensorInfo) -> bool:
-        if (one.shape, one.dtype) != (other.shape, other.dtype):
+        if one.shape != other.shape:
             return False
         try:
             first, second = self.read(one.name), self.read(other.name)
         except CheckpointError:
             return False  # the task that needs it will say why
-        return torch.equal(first[:_SAMPLE], second[:_SAMPLE]) and torch.equal(first, second)
+        if not (first.is_floating_point() and second.is_floating_point()):
+            return False
+        narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)  # of the two, what both can be
+        return all(torch.equal(first[:rows].to(narrow), second[:rows].to(narrow)) for rows in (_SAMPLE, len(first)))
 
 
 @dataclass(frozen=True)
@@ -111,11 +117,15 @@ def canonical_view(checkpoint: Checkpoint, *, per_head: bool = False) -> Canonic
     if isinstance(checkpoint, CanonicalCheckpoint):
         return canonical_view(checkpoint.stored, per_head=True) if per_head else checkpoint
     quantised = Quantised.among(checkpoint.tensors)
+    try:
+        block = block_size(checkpoint.config if quantised.scales else {})
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     left_out = quantised.companions | set(quantised.refused)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items() if name not in left_out}
     lost, guessed = _unreadable(checkpoint, shapes, per_head=per_head)
     layout = layout_of(shapes, checkpoint.config, per_head=per_head)
-    source = _PieceSource(checkpoint, layout.pieces, quantised.scales, block_size(checkpoint.config))
+    source = _PieceSource(checkpoint, layout.pieces, quantised.scales, block)
     tensors = {name: _info(name, piece, checkpoint, quantised.scales) for name, piece in layout.pieces.items()}
     return CanonicalCheckpoint(
         path=checkpoint.path,
@@ -161,20 +171,3 @@ def _unreadable(
 
 def _in_any_layer(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in unwrapped(name).split("."))
-
-
-def canonical_parameters(
-    parameters: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
-) -> dict[str, Tensor]:
-    """A model's parameters (or their gradients, or low-rank updates) as canonical tensors, by canonical name.
-
-    Views of the parameters wherever the layout lets them be, so that what is written into one is written into the
-    model; copies only of rows that lie scattered (GPT-NeoX, Falcon, Meta's order of rows, GPT-OSS's gate and up).
-
-    Args:
-        parameters: by their paths in the model, as ``named_parameters`` gives them; a tied one once.
-        config: ``model.config.to_dict()``.
-    """
-    layout = layout_of({name: tuple(value.shape) for name, value in parameters.items()}, config)
-    names = canonical_names({name: piece.shape for name, piece in layout.pieces.items()})
-    return {names[name].name: piece.cut(parameters[piece.stored]) for name, piece in layout.pieces.items()}

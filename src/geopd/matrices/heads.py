@@ -32,7 +32,9 @@ class Heads:
 
     def q_k_v(self, rows: int) -> tuple[int, int, int] | None:
         """Heads' rows (d) with H and K in a tensor of (H + 2K) d rows; None where they do not fit."""
-        if not self.query or not self.key_value or rows % (self.query + 2 * self.key_value):
+        if not self.query or not self.key_value or self.query % self.key_value:
+            return None
+        if rows % (self.query + 2 * self.key_value):
             return None
         return rows // (self.query + 2 * self.key_value), self.query, self.key_value
 

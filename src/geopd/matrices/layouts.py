@@ -11,14 +11,15 @@ H query heads, K key-value heads, d numbers a head. The layouts, with the code o
 - stacks of experts ``experts.gate_up_proj`` (E, 2i, n) or, in Llama 4 and GPT-OSS, (E, n, 2i); GPT-OSS (the one with
   ``gate_up_proj_bias``) interleaves gate and up.
 - Mixtral's ``block_sparse_moe`` on disk, which is ``mlp`` in memory.
-- torchtitan and Meta's Llama: ``attention.wq``, ``feed_forward.w1``; their q and k have the rows of a head in another
-  order, except in models that normalise q and k per head, which torchtitan holds as transformers does.
+- torchtitan and Meta's Llama: ``attention.wq`` (or ``attention.qkv_linear.wq``), ``feed_forward.w1``. Llama's and
+  Mistral's q and k have the rows of a head in Meta's order; torchtitan holds those of Llama 4, Qwen3, GPT-OSS, DeepSeek
+  (``attention.wkv_a``) and of all that normalise q and k per head as transformers does.
+- ``attention.qkv_linear.wqkv`` (torchtitan): per key-value head H/K times d rows of q, then k, then v.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +65,14 @@ _EXPERT = re.compile(r"block_sparse_moe\.(experts\.\d+)\.(w[123])")
 _FEED_FORWARD = re.compile(r"(?:feed_forward|(moe)\.(shared_experts?))\.(w[123])")
 _STACK = re.compile(r"(.+\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj|w[123])(_bias)?")
 
+_META_ORDER = ("llama", "mistral", "mixtral")
+_ORDER_OF_TRANSFORMERS = ("llama4", "qwen", "gpt_oss", "deepseek")  # how the model types begin
+
 _NO_HEADS = (
     "left whole: config.json says no head counts (num_attention_heads, num_key_value_heads) that fit; put the model's "
     "config.json beside it"
 )
+_NO_ORDER = "config.json names no model type of which it is known; put the model's config.json beside it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +103,9 @@ def layout_of(
     for name, shape in shapes.items():
         for presented, cuts in family.parts(name, tuple(shape)):
             pieces[presented] = Piece(name, tuple(shape)).then(*cuts)
-    presented_twice = {name for name, times in Counter(family.presented).items() if times > 1}
-    for name in sorted(presented_twice):  # a part that is there whole as well: both are shown as they lie
-        for stored in family.presented_by(name):
-            pieces = {key: piece for key, piece in pieces.items() if piece.stored != stored}
-            pieces[stored] = Piece(stored, tuple(shapes[stored]))
+    if whole_too := family.presented_twice():  # parts that are there whole as well: both are shown as they lie
+        pieces = {name: piece for name, piece in pieces.items() if piece.stored not in whole_too}
+        pieces |= {stored: Piece(stored, tuple(shapes[stored])) for stored in sorted(whole_too)}
     if per_head:
         pieces, whole = by_head(pieces, family.heads)
         for name in whole:
@@ -116,25 +119,25 @@ class _Family:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], heads: Heads) -> None:
         self.heads = heads
         self._config = config
-        self._shapes = {unwrapped(name): tuple(shape) for name, shape in shapes.items()}
+        bare = {unwrapped(name): tuple(shape) for name, shape in shapes.items()}
         self._conv1d = any(
             name.endswith("attn.c_attn.weight") and len(shape) == 2 and shape[1] == 3 * shape[0]
-            for name, shape in self._shapes.items()
+            for name, shape in bare.items()
         )
-        self._foreign = any(
-            mark in name for name in self._shapes for mark in (".attention.w", "query_key_value", ".attn.c_attn.")
-        )
+        marks = (".attention.w", ".attention.qkv_linear.w", "query_key_value", ".attn.c_attn.")
+        self._foreign = any(mark in name for name in bare for mark in marks)
+        kept = any(".attention.q_norm." in name or ".attention.wkv_a." in name for name in bare)
+        self._metas_order = False if kept else _in_metas_order(str(config.get("model_type") or ""))
+        self._stacks: dict[str, tuple[int, ...]] = {}  # of the first layer that has them, by their names inside it
+        for name, shape in bare.items():
+            if (match := _LAYER.fullmatch(name)) and _STACK.fullmatch(match[2]):
+                self._stacks.setdefault(match[2], shape)
         self._notes: dict[str, list[str]] = {}
         self._origins: dict[str, list[str]] = {}
 
-    @property
-    def presented(self) -> list[str]:
-        """Every name presented, as often as something is presented under it."""
-        return [name for name, stored in self._origins.items() for _ in stored]
-
-    def presented_by(self, name: str) -> list[str]:
-        """The stored tensors that are presented under a name."""
-        return self._origins[name]
+    def presented_twice(self) -> set[str]:
+        """The stored tensors that are presented under a name that another is presented under too."""
+        return {name for stored in self._origins.values() if len(stored) > 1 for name in stored}
 
     def note(self, name: str, reason: str) -> None:
         """Keep what is to be told of a tensor."""
@@ -156,6 +159,8 @@ class _Family:
         parts: Parts = [(name, ())] if found is None else found
         for presented, _ in parts:
             self._origins.setdefault(presented, []).append(name)
+        if self._metas_order is None and any(isinstance(cut, RotaryHalves) for _, cuts in parts for cut in cuts):
+            self.note(name, f"its rows taken to be in Meta's order, as Llama 3's are: {_NO_ORDER}")
         return parts
 
     def _parts(self, bare: str, shape: tuple[int, ...]) -> Parts | str | None:
@@ -175,11 +180,13 @@ class _Family:
     def _inside(self, inside: str, shape: tuple[int, ...], kind: str) -> Parts | str | None:
         if 0 in shape:
             return None
+        fused = inside == "attention.qkv_linear.wqkv"
+        inside = inside if fused else inside.replace("attention.qkv_linear.", "attention.", 1)
         if (stack := _STACK.fullmatch(inside)) and len(shape) == (2 if stack[3] else 3):
             return self._stack(stack[1], stack[2], stack[3] or "", shape, inside)
         if not kind or len(shape) > 2:
             return None
-        if inside in ("self_attn.qkv_proj", "attention.query_key_value", "self_attention.query_key_value"):
+        if fused or inside in ("self_attn.qkv_proj", "attention.query_key_value", "self_attention.query_key_value"):
             return self._qkv(inside, shape[0])
         if inside.endswith(".gate_up_proj") and shape[0] % 2 == 0:
             home, half = inside.removesuffix(".gate_up_proj"), shape[0] // 2
@@ -210,7 +217,13 @@ class _Family:
                 f"{rows} rows; put the model's config.json beside it"
             )
         d, H, K = found
-        return qkv_parts(d, H, K, groups=1 if inside == "self_attn.qkv_proj" else K)
+        parts = qkv_parts(d, H, K, groups=1 if inside == "self_attn.qkv_proj" else K)
+        if inside != "attention.qkv_linear.wqkv" or self._metas_order is False:
+            return parts
+        if self._metas_order is None or d % 2:
+            return f"left fused: the order of its rows is not known: {_NO_ORDER}"
+        (q, q_rows), (k, k_rows), v = parts
+        return [(q, (*q_rows, RotaryHalves(H))), (k, (*k_rows, RotaryHalves(K))), v]
 
     def _stack(self, home: str, module: str, bias: str, shape: tuple[int, ...], inside: str) -> Parts | str:
         home = "mlp.experts" if home == "moe.experts" else home
@@ -228,7 +241,7 @@ class _Family:
         return [(f"{home}.{e}.{part}", (Expert(e), *before, *cuts)) for e in experts for part, cuts in split.items()]
 
     def _interleaved(self, inside: str) -> bool:
-        return any(name.endswith(f"{inside}_bias") for name in self._shapes)
+        return f"{inside}_bias" in self._stacks
 
     def _turned(self, inside: str, shape: tuple[int, ...]) -> bool | str:
         """Whether a stack is (E, inputs, outputs). The pair of a layer tells: up is (2i, n) against down's (n, i)."""
@@ -236,7 +249,7 @@ class _Family:
         if module in _GATED or module in ("gate_proj", "up_proj"):
             return False
         other = "down_proj" if module == "gate_up_proj" else "gate_up_proj"
-        partner = next((s for name, s in self._shapes.items() if name.endswith(f"{home}.{other}")), None)
+        partner = self._stacks.get(f"{home}.{other}")
         if partner is None:
             return False
         up, down = (shape, partner) if module == "gate_up_proj" else (partner, shape)
@@ -248,7 +261,7 @@ class _Family:
 
     def _rotated(self, inside: str, shape: tuple[int, ...]) -> Parts | str:
         part, heads = (QKV[0], self.heads.query) if inside == "attention.wq" else (QKV[1], self.heads.key_value)
-        if any(".attention.q_norm." in name for name in self._shapes):
+        if self._metas_order is False:
             return [(part, ())]
         if not heads or shape[0] % (2 * heads):
             return (
@@ -256,6 +269,13 @@ class _Family:
                 "(num_attention_heads, num_key_value_heads); put the model's config.json beside it"
             )
         return [(part, (RotaryHalves(heads),))]
+
+
+def _in_metas_order(model_type: str) -> bool | None:
+    """Whether the rows of wq and wk want turning; None where the model type does not tell."""
+    if model_type.startswith(_ORDER_OF_TRANSFORMERS):
+        return False
+    return True if model_type in _META_ORDER else None
 
 
 def _split(module: str, outputs: int, *, interleaved: bool) -> dict[str, tuple[Cut, ...]]:

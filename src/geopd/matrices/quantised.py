@@ -21,6 +21,8 @@ _REMEDY = "load the model with transformers, `model.dequantize()`, `save_pretrai
 _FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 _SCALES = ("_scale_inv", "_scale")
 _BLOCK = (128, 128)
+_FOUR_BITS = "bitsandbytes (4 bits)"
+_STATE = ".quant_state."
 _BITSANDBYTES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 
 
@@ -40,9 +42,16 @@ class Quantised:
     def among(cls, tensors: Mapping[str, TensorInfo]) -> Quantised:
         """Recognise quantised weights by names and dtypes alone."""
         found = cls()
+        states: dict[str, set[str]] = {}
+        for name in tensors:
+            weight, state, _ = name.partition(_STATE)
+            if state:
+                states.setdefault(weight, set()).add(name)
         for name, info in tensors.items():
             for kind, companions in _recognised(name, info, tensors):
-                found.companions |= companions
+                found.companions.update(other for other in companions if other in tensors)
+                if kind == _FOUR_BITS:
+                    found.companions |= states.get(name, set())
                 if kind is not None:
                     found.refused[name] = f"quantised by {kind}: {_REMEDY}"
             if info.dtype in _FP8 and name not in found.refused:
@@ -58,27 +67,26 @@ class Quantised:
             self.scales[name] = scale
             self.companions.add(scale)
         stem = name.removesuffix("weight")
-        self.companions |= {f"{stem}{end}" for end in ("input_scale", "activation_scale")} & set(tensors)
+        self.companions |= {f"{stem}{end}" for end in ("input_scale", "activation_scale") if f"{stem}{end}" in tensors}
 
 
 def _recognised(
     name: str, info: TensorInfo, tensors: Mapping[str, TensorInfo]
 ) -> Iterator[tuple[str | None, set[str]]]:
-    """Schemes that a tensor is a weight of (None where it is only what comes with one), and their other tensors."""
+    """Schemes that a tensor is a weight of (None where it is only what comes with one), and what may come with it."""
     stem = name.removesuffix("weight")
     if f"{name}.absmax" in tensors:
-        state = {other for other in tensors if other.startswith(f"{name}.quant_state.")}
-        yield "bitsandbytes (4 bits)", {f"{name}.{end}" for end in _BITSANDBYTES} & set(tensors) | state
+        yield _FOUR_BITS, {f"{name}.{end}" for end in _BITSANDBYTES}
     elif info.dtype == "I8" and f"{stem}SCB" in tensors:
-        yield "bitsandbytes (8 bits)", {f"{stem}SCB", f"{stem}weight_format"} & set(tensors)
+        yield "bitsandbytes (8 bits)", {f"{stem}SCB", f"{stem}weight_format"}
     elif name.endswith(".qweight"):
         stem = name.removesuffix("qweight")
         kind = "GPTQ" if f"{stem}g_idx" in tensors else "GPTQ or AWQ"
-        yield kind, {f"{stem}{end}" for end in ("qzeros", "scales", "g_idx")} & set(tensors)
+        yield kind, {f"{stem}{end}" for end in ("qzeros", "scales", "g_idx")}
     elif name.endswith(".weight_packed"):
         stem = name.removesuffix("packed")
         ends = ("scale", "shape", "zero_point", "g_idx", "global_scale")
-        yield "compressed-tensors (packed)", {f"{stem}{end}" for end in ends} & set(tensors)
+        yield "compressed-tensors (packed)", {f"{stem}{end}" for end in ends}
     elif name.endswith("_blocks") and name.removesuffix("_blocks") + "_scales" in tensors:
         yield "MXFP4", {name.removesuffix("_blocks") + "_scales"}
 
@@ -92,12 +100,21 @@ def weight_of(name: str) -> str:
 
 
 def block_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of a block that has one scale, as the config says; 128 x 128 where it does not."""
+    """Rows and columns of a block that has one scale, as the config says; 128 x 128 where it does not.
+
+    Raises:
+        CheckpointError: the config says something that is no size.
+    """
     settings = config.get("quantization_config")
     block = settings.get("weight_block_size") if isinstance(settings, dict) else None
-    if isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
-        return block[0], block[1]
-    return _BLOCK
+    if block is None:
+        return _BLOCK
+    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
+        raise CheckpointError(
+            f"config.json: weight_block_size {str(block)[:80]} is not two whole numbers above zero; copy the model's "
+            "config.json again"
+        )
+    return block[0], block[1]
 
 
 def dequantised(name: str, Q: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
@@ -120,7 +137,7 @@ def dequantised(name: str, Q: Tensor, scales: Tensor, block: tuple[int, int]) ->
         return W * s.reshape(*Q.shape[:-1], 1)
     if s.shape == (*Q.shape[:-2], 1, 1):
         return W * s
-    b, c = block
+    b, c = min(block[0], m), min(block[1], n)  # a block larger than the weight is the weight
     if s.shape != (*Q.shape[:-2], math.ceil(m / b), math.ceil(n / c)):
         raise CheckpointError(
             f"tensor {name}: its scales have the shape {tuple(s.shape)}, which is none of one, a row or a block of "
