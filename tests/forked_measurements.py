@@ -20,15 +20,15 @@ from typing import Any
 LARGE = "model.layers.9.mlp.up_proj.weight"
 
 
-def perform_with_little_memory(task: Any, *rest: Any) -> Any:
-    """What a worker does with a task, unless it is the large one: then without memory beyond what is in use."""
+def perform_with_little_memory(beyond: int, task: Any, *rest: Any) -> Any:
+    """What a worker does with a task, unless it is the large one: then with so many bytes beyond what is in use."""
     from geopd.engine.executor import perform_task
 
     if task.origin.tensor != LARGE:
         return perform_task(task, *rest)
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + beyond, before[1]))
     try:
         return perform_task(task, *rest)
     finally:

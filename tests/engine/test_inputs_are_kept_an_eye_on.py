@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
 from checkpoints_on_disk import moved, q_name, save_run, save_tensors, small_weights, write_run_json
-from geopd.checkpoints import Checkpoint, checkpoint_digest
+from geopd.checkpoints import Checkpoint, CheckpointError, NotEnoughMemoryError, checkpoint_digest, opening
 from geopd.engine import MeasureOptions, executor, make_plan, measure
+from geopd.engine import task as task_module
+from geopd.engine.executor import InProcess
 from geopd.engine.inputs import stamp_of
-from geopd.engine.task import Task
+from geopd.engine.task import Location, Task, read_matrix
 from geopd.results import Part
 
 OPTIONS = MeasureOptions(metrics=("update_norm", "stable_rank"))
@@ -155,3 +160,55 @@ def test_nothing_changed_is_told(world: Path, capsys: pytest.CaptureFixture[str]
     measure(world / "base", [world / "same"], world / "out", options=OPTIONS, quiet=False)
     assert f"nothing changed: the same content as {world / 'base'}" in capsys.readouterr().err.replace("\n", "")
     assert set(pl.read_parquet(world / "out" / "measurements.parquet")["status"]) == {"ok", "undefined"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Cannot allocate memory (os error 12)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3920000 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["MemoryError", "ENOMEM", "torch on a processor", "torch on a GPU"],
+)
+def test_a_file_there_was_no_memory_for_is_sound_and_is_read_by_the_next(
+    world: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    opens, failures = opening.format_of, iter([error])
+
+    def format_of(path: Path) -> object:
+        form = opens(path)
+
+        def open_it(*arguments: Any) -> Checkpoint:
+            for failure in failures:
+                raise CheckpointError("of one shard") from failure
+            return form.open(*arguments)
+
+        return SimpleNamespace(open=open_it)
+
+    monkeypatch.setattr(opening, "format_of", format_of)
+    where = Location(world / "base", q_name(), stamp_of(world / "base"), readable=True)
+    with pytest.raises(NotEnoughMemoryError, match=r"base: not enough memory \(CheckpointError: of one shard\); free"):
+        read_matrix(where)
+    assert read_matrix(where).equal(small_weights()[q_name()])
+
+
+def test_what_failed_for_want_of_memory_is_tried_again(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk along the run is the first to meet it: no increment may be left out and the rest kept."""
+    read, failures = task_module.read_matrix, iter([NotEnoughMemoryError("no memory")])
+
+    def read_matrix(location: Location) -> torch.Tensor:
+        if location.checkpoint.name == "checkpoint-1":
+            for failure in failures:
+                raise failure
+        return read(location)
+
+    options = MeasureOptions(metrics=("subspace_similarity", "increment_similarity"))
+    monkeypatch.setattr(task_module, "read_matrix", read_matrix)
+    run = [world / "opd"]
+    assert len(measure(world / "base", run, world / "out", options=options, execution=InProcess()).failed) == 1
+    assert measure(world / "base", run, world / "out", options=options, execution=InProcess()).exit_code == 0
+    measure(world / "base", run, world / "fresh", options=options)
+    tables = [pl.read_parquet(world / out / "measurements.parquet") for out in ("out", "fresh")]
+    assert tables[0].equals(tables[1])

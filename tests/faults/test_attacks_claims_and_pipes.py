@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from checkpoints_on_disk import save_run, save_shards, save_tensors, small_weights
-from geopd.checkpoints import Checkpoint, CheckpointError, open_checkpoint, open_run
+from geopd.checkpoints import Checkpoint, CheckpointError, NotEnoughMemoryError, open_checkpoint, open_run
 from geopd.checkpoints.checkpoint import tensor_info
 from geopd.checkpoints.megatron_names import Attention, parts_of
 from hostile import distributed, rewrite_metadata, tiny, told_within, torch_zip
 
-ERRORS = (ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError, KeyError, RecursionError)
+ERRORS = (ValueError, TypeError, AttributeError, RuntimeError, OverflowError, KeyError, RecursionError)
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -48,6 +48,22 @@ def test_whatever_opening_raises_names_the_checkpoint(
     path = save_tensors(tmp_path / "c", tiny())
     with pytest.raises(CheckpointError, match=rf"^{path}: not readable \({error.__name__}"):
         open_checkpoint(path)
+
+
+def test_memory_that_is_wanting_is_told_as_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("none left")
+
+    path = save_tensors(tmp_path / "c", tiny())
+    checkpoint = open_checkpoint(path)
+    monkeypatch.setattr("geopd.checkpoints.safetensors_format.read_header", fails)
+    says = r"not enough memory \(MemoryError: none left\); free some and run it again"
+    with pytest.raises(NotEnoughMemoryError, match=rf"^{path}: {says}"):
+        open_checkpoint(path)
+    monkeypatch.setattr(type(checkpoint.source), "read", fails)
+    name = next(iter(checkpoint.tensors))
+    with pytest.raises(NotEnoughMemoryError, match=rf"model\.safetensors: tensor {name}: {says}"):
+        checkpoint.read(name)
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:

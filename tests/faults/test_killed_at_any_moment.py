@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -132,16 +134,22 @@ def test_a_second_writer_is_refused_and_a_dead_one_holds_nothing(world: World) -
 
 
 @pytest.mark.slow
-def test_a_matrix_too_large_for_the_memory_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's address space is limited to what is in use while it has the large matrix."""
+@pytest.mark.parametrize("beyond", [0, 1 << 20, 4 << 20], ids=["to open it", "to map its file", "to work with it"])
+def test_a_matrix_too_large_for_the_memory_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beyond: int
+) -> None:
+    """The worker's address space ends so many bytes beyond what is in use while it has the large matrix."""
     weights = small_weights(layers=1) | {LARGE: small_weights(rows=700, cols=700)[q_name()]}
     base, run = save_tensors(tmp_path / "base", weights), save_tensors(tmp_path / "run", moved(weights, 1e-3))
     with monkeypatch.context() as patched:
-        patched.setattr(local_execution, "perform_task", perform_with_little_memory)
+        patched.setattr(local_execution, "perform_task", partial(perform_with_little_memory, beyond))
         workers = local_execution.LocalExecution(1, memory=1 << 40)
         limited = measure(base, [run], tmp_path / "out", execution=workers)
     assert limited.exit_code == 1
     assert set(limited.failed["run"]) == {"layers.9.mlp.up_proj"}
+    said = limited.failed["run"]["layers.9.mlp.up_proj"]
+    assert re.search("(cannot|can't) allocate memory", said, re.IGNORECASE)
+    assert "copy it again" not in said, "the file is sound"
     frame = pl.read_parquet(tmp_path / "out" / "measurements.parquet")
     assert set(frame.filter(pl.col("status") == "failed")["matrix"]) == {"layers.9.mlp.up_proj"}
     assert measure(base, [run], tmp_path / "out").measured == 1

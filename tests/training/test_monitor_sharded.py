@@ -270,9 +270,12 @@ def test_a_failure_on_one_process_is_raised_on_both_and_none_waits(seen):
 
 
 @pytest.mark.slow
-def test_a_matrix_that_one_process_cannot_read_is_named_on_both(seen):
+def test_a_matrix_that_one_process_cannot_read_is_named_on_both(seen, folder):
+    says = (
+        "tensor layers.0.self_attn.k_proj.weight: not readable (ValueError: a truncated shard); write or copy it again"
+    )
     for found in seen:
-        assert found["notes"] == {"layers.0.self_attn.k_proj": "a truncated shard"}
+        assert found["notes"] == {"layers.0.self_attn.k_proj": f"{folder / 'origin' / 'model.safetensors'}: {says}"}
 
 
 @pytest.mark.slow

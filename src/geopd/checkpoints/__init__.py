@@ -1,6 +1,6 @@
 """Bytes on disk -> named lazy tensors, one file per format; a run = ordered steps and its ``run.json``."""
 
-from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorInfo, combine_digests
+from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, NotEnoughMemoryError, TensorInfo, combine_digests
 from geopd.checkpoints.hub import located
 from geopd.checkpoints.opening import checkpoint_digest, holds_weights, is_adapter, open_checkpoint, step_of
 from geopd.checkpoints.run import (
@@ -16,6 +16,7 @@ from geopd.checkpoints.whole_text import write_whole
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "NotEnoughMemoryError",
     "Origin",
     "Run",
     "RunManifest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -21,6 +22,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read; the text names the file, the tensor where there is one, and the remedy."""
 
 
+class NotEnoughMemoryError(CheckpointError):
+    """A checkpoint was not read for want of memory, which says nothing of the checkpoint: it may be read later."""
+
+
 INDEX_BYTES = 32 << 20
 """The most that is read of an index of shards, the one kind of JSON file that grows with the model."""
 _JSON_BYTES = 4 << 20  # of any other; parsed, JSON takes up to 25 times its size
@@ -28,6 +33,8 @@ _UNFORESEEN = (
     *(ValueError, TypeError, AttributeError, RuntimeError, MemoryError, ArithmeticError, LookupError, EOFError),
     *(re.error, struct.error),
 )
+
+_NO_MEMORY = re.compile(r"(cannot|can't) allocate memory|out of memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +163,35 @@ def unreadable_at(path: Path, tensor: str | None = None) -> Iterator[None]:
     """Whatever damage raises on the way, foreseen or not, as a ``CheckpointError`` that names the path and tensor.
 
     A run goes on past a checkpoint that cannot be read, and past nothing else.
+
+    Raises:
+        NotEnoughMemoryError: if it was memory that was wanting, which is no damage.
     """
+    what = f"{path}: tensor {tensor}" if tensor is not None else str(path)
     try:
         yield
-    except CheckpointError:
+    except NotEnoughMemoryError:
         raise
-    except _UNFORESEEN as error:
-        what = f"{path}: tensor {tensor}" if tensor is not None else str(path)
+    except (*_UNFORESEEN, OSError) as error:
         said = f"{type(error).__name__}: {str(error)[:200]}"
+        if _wants_memory(error):
+            raise NotEnoughMemoryError(f"{what}: not enough memory ({said}); free some and run it again") from error
+        if isinstance(error, (CheckpointError, OSError)):
+            raise
         raise CheckpointError(f"{what}: not readable ({said}); write or copy it again") from error
+
+
+def _wants_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is that memory could not be had."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):  # torch's has no class of its own on CPUs
+            return True
+        error = error.__cause__
+    return False
 
 
 def read_json(path: Path, limit: int = _JSON_BYTES) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from geopd.checkpoints import CheckpointError, open_checkpoint
+from geopd.checkpoints import CheckpointError, NotEnoughMemoryError, open_checkpoint
 from geopd.engine.memory import mapped_bytes
 from geopd.matrices import CanonicalCheckpoint, canonical_view
 
@@ -67,6 +67,8 @@ def _opened(
 ) -> CanonicalCheckpoint | str:
     try:
         return canonical_view(open_checkpoint(path, base), per_head=per_head)
+    except NotEnoughMemoryError:
+        raise  # the next task may have it
     except CheckpointError as error:
         return str(error)  # every task of a run asks again for a step that cannot be opened
 

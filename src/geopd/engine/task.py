@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geopd.checkpoints import CheckpointError
+from geopd.checkpoints import CheckpointError, NotEnoughMemoryError
 from geopd.diagnostics import (
     Comparison,
     Diagnostic,
@@ -45,6 +45,7 @@ __all__ = ["Location", "RunEnds", "RunSteps", "Task", "failed_parts", "perform",
 TO_THE_END = frozenset({"subspace_similarity"})
 """Metrics of a checkpoint that depend on the run's last one: a longer run measures them anew for every step."""
 ALONG_THE_WAY = TO_THE_END | {"increment_similarity"}  # what needs the run's increments
+_PASSING = (InputChangedError, NotEnoughMemoryError)  # failures that the same command, run again, may not meet
 FINAL = "final"  # how vectors name the step of a checkpoint without a number
 
 
@@ -53,11 +54,14 @@ def read_matrix(location: Location) -> Tensor:
 
     Raises:
         CheckpointError: if it cannot be read or holds NaN or infinite entries; the text names file, tensor and count.
+        NotEnoughMemoryError: if there is no memory for it now.
         InputChangedError: if it could be read when the command began, or was another then.
     """
     require_unchanged(location.checkpoint, location.stamp)
     try:
         tensor = opened(location.checkpoint, location.base, per_head=location.per_head).read(location.tensor)
+    except NotEnoughMemoryError:
+        raise
     except CheckpointError as error:
         raise InputChangedError(str(error)) if location.readable else error from error
     bad = tensor.numel() - int(torch.isfinite(tensor).sum())
@@ -148,7 +152,7 @@ def perform(task: Task, device: str = "cpu") -> list[Part]:
         vectors = frozenset[str]().union(*(d.vectors for d in task.diagnostics))
         origin = OriginMatrix(read_matrix(task.origin).to(device), task.options.parameters, vectors)
     except CheckpointError as error:
-        return failed_parts(task, str(error), retry=isinstance(error, InputChangedError))
+        return failed_parts(task, str(error), retry=isinstance(error, _PASSING))
     decomposes = any(diagnostic.group == "full" for diagnostic in task.diagnostics)
     with task.cache.lent(origin) if task.cache and decomposes else nullcontext():
         return _measure_all(task, origin, started)
@@ -196,7 +200,7 @@ def _measure_run(
             comparison = Comparison(origin, read(location), final, place)
         except CheckpointError as error:
             # where it was the last, there is nothing for the others to be similar to
-            found.failure, found.retry = str(error), found.retry or isinstance(error, InputChangedError)
+            found.failure, found.retry = str(error), found.retry or isinstance(error, _PASSING)
             identity = task.identity(run.run, step)
             found.measurements += [row(identity, item) for item in _failures(task, diagnostics, found.failure)]
             continue
@@ -251,8 +255,12 @@ def _trajectory(task: Task, run: RunSteps, origin: OriginMatrix, read: _Reader) 
     before: Tensor | None = origin.stored
     for position, (_, location) in enumerate(run.steps):
         after: Tensor | None = None
-        with suppress(CheckpointError):  # its own rows say why
+        try:
             after = read(location)
+        except NotEnoughMemoryError:
+            raise  # a second reading may succeed, beside increments that were left out
+        except CheckpointError:
+            pass  # its own rows say why
         if before is None or after is None:
             increments.append(None)
         else:
@@ -273,7 +281,7 @@ def _measure_pair(task: Task, pair: RunEnds, origin: OriginMatrix, signs: dict[L
             if signs[end] is None:
                 signs[end] = visible_signs(Comparison(origin, read_matrix(end).to(origin.stored.device)))
     except CheckpointError as error:
-        return _failed_pair(task, pair, str(error), retry=isinstance(error, InputChangedError))
+        return _failed_pair(task, pair, str(error), retry=isinstance(error, _PASSING))
     one, other = signs[pair.last], signs[pair.other_last]
     assert one is not None
     assert other is not None
