@@ -12,6 +12,7 @@ from torch import Tensor
 from checkpoints_on_disk import save_tensors
 from geopd.checkpoints import open_checkpoint
 from geopd.matrices import CanonicalCheckpoint, canonical_view
+from geopd.matrices.naming import canonical_names
 
 H, K, D, HIDDEN = 4, 2, 6, 5
 HEADS: dict[str, Any] = {"num_attention_heads": H, "num_key_value_heads": K, "head_dim": D}
@@ -128,3 +129,106 @@ def test_metas_order_is_that_of_neighbours_turned_as_complex_numbers(tmp_path: P
     halves = apply_rotary_pos_emb(*as_presented, both.cos(), both.sin(), unsqueeze_dim=2)
     scores = [torch.einsum("bqhd,bkhd->bhqk", a, b.repeat_interleave(H // K, 2)) for a, b in (pairs, halves)]
     assert torch.allclose(*scores, atol=1e-5)
+
+
+def deepseek(query_rank: int | None) -> Any:
+    """A tiny DeepSeek-V3 of transformers: layer 0 dense, layer 1 with three routed experts and a shared one."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "moe_intermediate_size": 6, "vocab_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": query_rank, "kv_lora_rank": 8}
+    heads |= {"qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 6}
+    routing = {"n_routed_experts": 3, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+    config = DeepseekV3Config(num_hidden_layers=2, first_k_dense_replace=1, **sizes, **heads, **routing)
+    return DeepseekV3ForCausalLM(config)
+
+
+ATTENTION = {
+    "q_proj": "wq",
+    "q_a_proj": "wq_a",
+    "q_a_layernorm": "q_norm",
+    "q_b_proj": "wq_b",
+    "kv_a_proj_with_mqa": "wkv_a",
+    "kv_a_layernorm": "kv_norm",
+    "kv_b_proj": "wkv_b",
+    "o_proj": "wo",
+}
+
+
+def in_titans_names(stored: dict[str, Tensor], experts: str) -> dict[str, Tensor]:
+    """What torchtitan's state dict holds of a model whose tensors transformers stored one by one."""
+    titan = {}
+    left = {name.removeprefix("model."): value for name, value in stored.items()}
+    for ours, theirs in ATTENTION.items():
+        for name in [name for name in left if f".self_attn.{ours}." in name]:
+            titan[name.replace(f"self_attn.{ours}", f"attention.{theirs}")] = left.pop(name)
+    for layer in range(2):
+        titan[f"layers.{layer}.attention_norm.weight"] = left.pop(f"layers.{layer}.input_layernorm.weight")
+        titan[f"layers.{layer}.ffn_norm.weight"] = left.pop(f"layers.{layer}.post_attention_layernorm.weight")
+    for ours, theirs in {"layers.0.mlp": "layers.0.feed_forward", "layers.1.mlp.shared_experts": SHARED}.items():
+        gate, down, up = (left.pop(f"{ours}.{part}_proj.weight") for part in ("gate", "down", "up"))
+        if experts == "routed_experts.w13":
+            titan |= {f"{theirs}.w13.weight": torch.stack([gate, up]), f"{theirs}.w2.weight": down}
+        else:
+            titan |= {
+                f"{theirs}.{w}.weight": value for w, value in zip(("w1", "w2", "w3"), (gate, down, up), strict=True)
+            }
+    gate, down, up = (
+        torch.stack([left.pop(f"layers.1.mlp.experts.{e}.{part}_proj.weight") for e in range(3)])
+        for part in ("gate", "down", "up")
+    )
+    home = "layers.1.moe.routed_experts" if experts.startswith("routed") else "layers.1.moe.experts"
+    match experts.rpartition(".")[2]:
+        case "w13":
+            titan |= {f"{home}.w13.weight": torch.stack([gate, up], dim=1), f"{home}.w2.weight": down}
+        case "w1_EFD":
+            titan |= {f"{home}.w1_EFD": gate, f"{home}.w2_EDF": down, f"{home}.w3_EFD": up}
+        case "w1":
+            titan |= {f"{home}.w1": gate, f"{home}.w2": down, f"{home}.w3": up}
+    titan["layers.1.moe.router.gate.weight"] = left.pop("layers.1.mlp.gate.weight")
+    left.pop("layers.1.mlp.gate.e_score_correction_bias")  # a buffer of the router's, under another name there
+    return titan | {"tok_embeddings.weight": left.pop("embed_tokens.weight")} | left
+
+
+SHARED = "layers.1.moe.shared_experts"
+
+
+@pytest.mark.parametrize("experts", ["experts.w1", "experts.w1_EFD", "routed_experts.w1_EFD", "routed_experts.w13"])
+@pytest.mark.parametrize("query_rank", [None, 5])
+def test_deepseeks_attention_and_experts_are_those_of_transformers(
+    query_rank: int | None, experts: str, tmp_path: Path
+) -> None:
+    model = deepseek(query_rank)
+    model.save_pretrained(tmp_path / "transformers")
+    stored = open_checkpoint(tmp_path / "transformers")
+    titan = in_titans_names({name: stored.read(name).clone() for name in stored.tensors}, experts)
+    held = canonical_view(open_checkpoint(save_tensors(tmp_path / "titan", titan, {"model_type": "deepseek_v3"})))
+    expected = canonical_view(stored)
+    ours = {weight.name: held.read(name) for name, weight in canonical_names(shapes(held)).items()}
+    theirs = {weight.name: expected.read(name) for name, weight in canonical_names(shapes(expected)).items()}
+    theirs.pop("layers.1.mlp.gate.e_score_correction_bias")
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert held.warnings == ()
+
+
+def shapes(checkpoint: CanonicalCheckpoint) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in checkpoint.tensors.items()}
+
+
+def test_biases_of_gate_and_up_that_are_stacked(tmp_path: Path) -> None:
+    both = torch.arange(12.0).view(2, 6)
+    routed = torch.arange(36.0).view(3, 2, 6)
+    stored = {"layers.0.feed_forward.w13.bias": both, "layers.1.moe.routed_experts.w13.bias": routed}
+    held = view(tmp_path, stored, "llama")
+    assert torch.equal(held.read("layers.0.mlp.up_proj.bias"), both[1])
+    assert torch.equal(held.read("layers.1.mlp.experts.2.gate_proj.bias"), routed[2, 0])
+
+
+@pytest.mark.parametrize("shape", [(10, 3), (3, 5, 3)])
+def test_gate_and_up_that_are_no_stack_of_two_are_left_whole_and_told(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Other projects lay them one after the other, or row by row in turn: the shape does not tell which."""
+    held = view(tmp_path, {"layers.0.feed_forward.w13.weight": torch.ones(shape)}, "llama")
+    assert set(held.tensors) == {"layers.0.feed_forward.w13.weight"}
+    assert "w13.weight: left fused: gate and up are read where they are stacked" in held.warnings[0]

@@ -15,6 +15,8 @@ H query heads, K key-value heads, d numbers a head. The layouts, with the code o
   Mistral's q and k have the rows of a head in Meta's order; torchtitan holds those of Llama 4, Qwen3, GPT-OSS, DeepSeek
   (``attention.wkv_a``) and of all that normalise q and k per head as transformers does.
 - ``attention.qkv_linear.wqkv`` (torchtitan): per key-value head H/K times d rows of q, then k, then v.
+- ``feed_forward.w13`` (torchtitan): gate and up stacked (2, i, n); of routed experts (E, 2, i, n).
+- ``attention.wq_a``, ``wq_b``, ``wkv_a`` and ``wkv_b`` (torchtitan): DeepSeek's compressed attention.
 """
 
 from __future__ import annotations
@@ -53,6 +55,11 @@ _RENAMED = {
     "block_sparse_moe.gate": "mlp.gate",
     "attention.wv": "self_attn.v_proj",
     "attention.wo": "self_attn.o_proj",
+    "attention.wq_a": "self_attn.q_a_proj",
+    "attention.wq_b": "self_attn.q_b_proj",
+    "attention.wkv_a": "self_attn.kv_a_proj_with_mqa",
+    "attention.wkv_b": "self_attn.kv_b_proj",
+    "attention.kv_norm": "self_attn.kv_a_layernorm",
     "attention.q_norm": "self_attn.q_norm",
     "attention.k_norm": "self_attn.k_norm",
     "attention_norm": "input_layernorm",
@@ -63,7 +70,11 @@ _CONV1D = {"attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.up_proj", "mlp.c_
 _GATED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _EXPERT = re.compile(r"block_sparse_moe\.(experts\.\d+)\.(w[123])")
 _FEED_FORWARD = re.compile(r"(?:feed_forward|(moe)\.(shared_experts?))\.(w[123])")
-_STACK = re.compile(r"(.+\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj|w[123])(_bias)?")
+_GATE_AND_UP = re.compile(r"(?:feed_forward|moe\.(shared_experts?|routed_experts))\.w13")
+_STACK = re.compile(
+    r"(.+\.(?:routed_)?experts)\.(gate_up_proj|gate_proj|up_proj|down_proj|w[123])(?:_EFD|_EDF)?(_bias)?"
+)
+_TITANS_EXPERTS = ("moe.experts", "moe.routed_experts")
 
 _META_ORDER = ("llama", "mistral", "mixtral")
 _ORDER_OF_TRANSFORMERS = ("llama4", "qwen", "gpt_oss", "deepseek")  # how the model types begin
@@ -127,6 +138,7 @@ class _Family:
         marks = (".attention.w", ".attention.qkv_linear.w", "query_key_value", ".attn.c_attn.")
         self._foreign = any(mark in name for name in bare for mark in marks)
         kept = any(".attention.q_norm." in name or ".attention.wkv_a." in name for name in bare)
+        self._compressed_query = any(".attention.wq_a." in name for name in bare)
         self._metas_order = False if kept else _in_metas_order(str(config.get("model_type") or ""))
         self._stacks: dict[str, tuple[int, ...]] = {}  # of the first layer that has them, by their names inside it
         for name, shape in bare.items():
@@ -184,6 +196,8 @@ class _Family:
         inside = inside if fused else inside.replace("attention.qkv_linear.", "attention.", 1)
         if (stack := _STACK.fullmatch(inside)) and len(shape) == (2 if stack[3] else 3):
             return self._stack(stack[1], stack[2], stack[3] or "", shape, inside)
+        if kind and (stacked := _GATE_AND_UP.fullmatch(inside)):
+            return _gate_and_up(stacked[1] or "", shape, kind)
         if not kind or len(shape) > 2:
             return None
         if fused or inside in ("self_attn.qkv_proj", "attention.query_key_value", "self_attention.query_key_value"):
@@ -199,6 +213,8 @@ class _Family:
             return [(f"mlp.{dense[2] + '.' if dense[1] else ''}{_GATED[dense[3]]}", ())]
         if inside in ("attention.wq", "attention.wk"):
             return self._rotated(inside, shape)
+        if inside == "attention.q_norm" and self._compressed_query:
+            return [("self_attn.q_a_layernorm", ())]
         return [(_RENAMED[inside], ())] if inside in _RENAMED else None
 
     def _qkv(self, inside: str, rows: int) -> Parts | str:
@@ -226,7 +242,7 @@ class _Family:
         return [(q, (*q_rows, RotaryHalves(H))), (k, (*k_rows, RotaryHalves(K))), v]
 
     def _stack(self, home: str, module: str, bias: str, shape: tuple[int, ...], inside: str) -> Parts | str:
-        home = "mlp.experts" if home == "moe.experts" else home
+        home = "mlp.experts" if home in _TITANS_EXPERTS else home
         module = _GATED.get(module, module)
         experts = range(shape[0])
         if bias:
@@ -285,6 +301,19 @@ def _split(module: str, outputs: int, *, interleaved: bool) -> dict[str, tuple[C
     if interleaved:
         return {"gate_proj": (Rows(0, 1, half),), "up_proj": (Rows(1, 2, half),)}
     return {"gate_proj": (Rows(0, half),), "up_proj": (Rows(half, 2 * half),)}
+
+
+def _gate_and_up(experts: str, shape: tuple[int, ...], kind: str) -> Parts | str:
+    """The two of torchtitan's ``w13``: (2, i, n), of routed experts (E, 2, i, n); biases are without the n."""
+    stacked = shape[: -2 if kind == ".weight" else -1]
+    routed = experts == "routed_experts"
+    if len(stacked) != 1 + routed or stacked[-1] != 2:
+        return f"left fused: gate and up are read where they are stacked, and {shape} is no stack of two"
+    homes: Parts = [(f"mlp.{experts}" if experts else "mlp", ())]
+    if routed:
+        homes = [(f"mlp.experts.{e}", (Expert(e),)) for e in range(stacked[0])]
+    halves = (("gate_proj", Expert(0)), ("up_proj", Expert(1)))
+    return [(f"{home}.{part}", (*cuts, half)) for home, cuts in homes for part, half in halves]
 
 
 def _conv1d(inside: str, shape: tuple[int, ...]) -> Parts:
