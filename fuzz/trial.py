@@ -14,7 +14,7 @@ from types import FrameType
 
 from fuzz.mutations import mutate_folder
 from fuzz.seeds import SEEDS, Seed
-from geopd.checkpoints import CheckpointError, open_checkpoint
+from geopd.checkpoints import CheckpointError, NotEnoughMemoryError, open_checkpoint
 from geopd.checkpoints.restricted_pickle import read_pickle
 
 SECONDS = 5.0  # processor time
@@ -64,6 +64,8 @@ class Trial:
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             wrong = None
+        except NotEnoughMemoryError as error:
+            wrong = f"more memory than there is: {error}"
         except CheckpointError as error:
             # refused by the net under all formats, and not for a fault that one of them looks for
             unforeseen = ": not readable (" in str(error)
@@ -104,6 +106,8 @@ class Trial:
         for name in list(checkpoint.tensors)[:_READ]:
             try:
                 tensor = checkpoint.read(name)
+            except NotEnoughMemoryError:
+                raise
             except CheckpointError:
                 continue
             if tuple(tensor.shape) != checkpoint.tensors[name].shape:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geopd.checkpoints import open_checkpoint
+from geopd.checkpoints import NotEnoughMemoryError, open_checkpoint
 from seeded_checkpoints import SEEDS, HangError, Trial, keep, lay, seed
 
 CASES = 150
@@ -80,6 +81,15 @@ def test_what_is_wrong_is_found_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("fuzz.trial.open_checkpoint", wrong)
     assert trial.run(5) == "RecursionError: too deep"
+
+    def starved(*_: object) -> None:
+        raise NotEnoughMemoryError(f"{trial.scratch}: not enough memory")
+
+    monkeypatch.setattr("fuzz.trial.open_checkpoint", starved)
+    assert "more memory than there is" in str(trial.run(5))
+    unread = SimpleNamespace(tensors={"w": None}, read=starved, unreadable={})
+    monkeypatch.setattr("fuzz.trial.open_checkpoint", lambda *_: unread)
+    assert "more memory than there is" in str(trial.run(5))
     monkeypatch.setattr("fuzz.trial.SECONDS", 0.2)
     monkeypatch.setattr("fuzz.trial.open_checkpoint", endless)
     assert "more than" in str(trial.run(6))
