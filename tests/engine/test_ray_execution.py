@@ -131,17 +131,19 @@ def test_a_node_killed_in_the_middle_costs_no_task_and_no_bit(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_a_task_that_takes_every_worker_down_fails_alone(
+def test_a_task_that_takes_every_worker_down_fails_alone_and_so_does_one_that_raises(
     tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from geopd.engine import ray_execution
 
     tasks = tasks_of(tmp_path, layers=1, rows=24, cols=16)
-    struck = tasks[0].weight.name
+    struck, raising = (task.weight.name for task in tasks[:2])
 
     def dies(task: Task, device: str) -> Outcome:
         if task.weight.name == struck:
             os._exit(9)
+        if task.weight.name == raising:
+            raise MemoryError("first line\nlast line")
         return perform_task(task, "node")
 
     dies.__module__ = "__main__"  # so that it travels by value: workers do not know this file
@@ -153,8 +155,11 @@ def test_a_task_that_takes_every_worker_down_fails_alone(
     assert len(failures) == 1
     assert "its worker was lost 2 times (WorkerCrashedError" in failures.pop()
     assert all(part.record["retry"] for part in lost[0].parts)
-    others = [(task, outcome) for task, outcome in found if task.weight.name != struck]
-    assert rows(others) == by_hand([task for task in tasks if task.weight.name != struck])
+    (raised,) = (outcome for task, outcome in found if task.weight.name == raising)
+    assert {part.record["failure"] for part in raised.parts} == {"ray: MemoryError: last line"}
+    assert all(part.record["retry"] for part in raised.parts)
+    others = [(task, outcome) for task, outcome in found if task.weight.name not in (struck, raising)]
+    assert rows(others) == by_hand(tasks[2:])
 
 
 @pytest.mark.slow

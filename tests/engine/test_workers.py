@@ -114,6 +114,23 @@ def test_one_lost_twice_is_a_failed_outcome(tasks: list[Task]) -> None:
     assert "its worker was lost 2 times (the process died, killed for memory?)" in part.record["failure"]
 
 
+def test_what_a_worker_raises_fails_its_task_alone(tasks: list[Task]) -> None:
+    class OneRaises(Recorded):
+        def _submit(self, flight):  # type: ignore[no-untyped-def]
+            super()._submit(flight)
+            future = next(future for future in self._flights if not future.done())
+            if flight.task is tasks[0]:
+                future.set_exception(MemoryError())
+            else:
+                future.set_result(Outcome((), 1.0, "recorded"))
+
+    outcomes = {task.weight.name: outcome for task, outcome in OneRaises(2, memory=UNKNOWN).run(tasks)}
+    assert len(outcomes) == len(tasks)
+    (part,) = outcomes[tasks[0].weight.name].parts
+    assert part.record["failure"] == "worker-0: MemoryError"
+    assert part.record["retry"]
+
+
 @pytest.mark.slow
 def test_ctrl_c_is_not_heard_by_workers_not_even_while_they_start(tasks: list[Task]) -> None:
     """In a terminal it reaches every process; who asked for the workers is to stop them, in silence."""

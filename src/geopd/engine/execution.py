@@ -79,3 +79,10 @@ def lost(task: Task, reason: str, worker: str, attempts: int) -> Outcome:
     """
     text = f"its worker was lost {attempts} times ({reason}); the same command tries it again"
     return Outcome(tuple(failed_parts(task, text, retry=True)), 0.0, worker, attempts)
+
+
+def raised(task: Task, error: BaseException, worker: str, attempts: int) -> Outcome:
+    """The outcome of a task that made its worker raise what tasks are not expected to: failed, and tried again too."""
+    said = str(error).strip().splitlines()[-1:]
+    text = f"{worker}: {': '.join([type(error).__name__, *said])}"
+    return Outcome(tuple(failed_parts(task, text, retry=True)), 0.0, worker, attempts)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from geopd.engine.cost import BASE_BYTES, task_bytes
-from geopd.engine.execution import ATTEMPTS, Outcome, lost
+from geopd.engine.execution import ATTEMPTS, Outcome, lost, raised
 from geopd.engine.executor import perform_task
 from geopd.engine.memory import budget
 from geopd.engine.workload import Task
@@ -77,8 +77,13 @@ class LocalExecution:
                 results = []
                 for future in done:
                     flight = self._flights.pop(future)
-                    if not isinstance(future.exception(), BrokenProcessPool):
-                        results.append((flight.task, replace(future.result(), attempts=flight.attempts)))
+                    error = future.exception()
+                    if not isinstance(error, BrokenProcessPool):
+                        if isinstance(error, Exception):  # no memory left to say what went wrong, for one
+                            outcome = raised(flight.task, error, _name(flight), flight.attempts)
+                        else:
+                            outcome = replace(future.result(), attempts=flight.attempts)
+                        results.append((flight.task, outcome))
                         finished += 1
                         continue
                     deaths += 1

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from geopd.engine.cost import BASE_BYTES, task_bytes
-from geopd.engine.execution import ATTEMPTS, Outcome, lost
+from geopd.engine.execution import ATTEMPTS, Outcome, lost, raised
 from geopd.engine.executor import perform_task, threads_of
-from geopd.engine.task import Task, failed_parts
+from geopd.engine.task import Task
 
 _OBJECT_STORE = 128 << 20  # bytes, of a Ray started here: finished parts pass through it, weights never do
 _PATIENCE = 10.0  # seconds without news after which it is asked whether any node is left
@@ -139,8 +139,7 @@ class RayExecution:
             found: Outcome = self._ray.get(reference)
             return replace(found, attempts=flight.attempts)
         except errors.RayTaskError as error:  # raised in the worker: it would be again
-            parts = failed_parts(flight.task, f"on a Ray node: {_last_line(error.cause or error)}", retry=True)
-            return Outcome(tuple(parts), 0.0, "ray", flight.attempts)
+            return raised(flight.task, error.cause or error, "ray", flight.attempts)
         except errors.RayError as error:  # its worker, its node or its finished parts were lost
             if self._cancelled:
                 return None
@@ -153,10 +152,6 @@ class RayExecution:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def _last_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}" if str(error) else type(error).__name__
 
 
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:
