@@ -107,3 +107,30 @@ def test_a_screenshot_of_the_page_is_not_blank(chromium: str, full_report: Path,
     pixels = imread(shot)
     assert pixels.shape[:2] == (3000, 1200)
     assert 0.01 < (pixels[..., :3].min(axis=2) < 0.5).mean() < 0.5
+
+
+_POINTED = """<script>addEventListener('load', () => {
+  document.querySelectorAll('details').forEach(d => d.open = true);
+  let marks = 0, found = 0, named = 0;
+  for (const group of document.querySelectorAll('figure svg .marks')) {
+    const last = group.lastElementChild;
+    last.scrollIntoView({block: 'center', inline: 'center', behavior: 'instant'});
+    const box = last.getBoundingClientRect();
+    const under = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    marks += 1;
+    found += under === last;
+    named += last.querySelector('title').textContent.split('\\n').length > 1;
+  }
+  parent.postMessage(`pointed ${marks} ${found} ${named}`, '*');
+});</script>"""
+
+
+def test_the_pointer_meets_the_mark_it_is_over(chromium: str, page: tuple[Path, int], tmp_path: Path) -> None:
+    report, _ = page
+    outer = framed(report, tmp_path, 1280, _POINTED)
+    done = run(chromium, tmp_path / "profile", "--virtual-time-budget=8000", "--dump-dom", outer.as_uri())
+    found = re.search(r"pointed (\d+) (\d+) (\d+)", done.stdout)
+    assert found is not None
+    groups = report.read_text().count('<g class="marks"')
+    assert groups > 8
+    assert [int(number) for number in found.groups()] == [groups] * 3

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from geopd.report.curves import whisker
 from geopd.report.drawing import Subject
+from geopd.report.hover import name_rows
 from geopd.report.style import INK, NULL_MARKERS, RunStyle
 from geopd.results.summary import aggregate, aggregate_nulls
 
@@ -61,7 +62,5 @@ def draw_dots(axes: Axes, dots: list[Dot], *, labels: bool = True, spread: bool 
             )
         whisker(axes, y, dot.line, dot.style.colour)
         axes.plot(dot.value, y, marker=dot.style.marker, color=dot.style.colour, markersize=5, linestyle="")
-    axes.set_yticks(range(len(dots)), [dot.style.label if labels else "" for dot in dots])
-    axes.set_ylim(len(dots) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
+    name_rows(axes, [dot.style.label for dot in dots], labels=labels)
     return drawn

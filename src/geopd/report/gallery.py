@@ -15,6 +15,7 @@ from geopd.report.drawing import Drawing, Subject
 from geopd.report.endpoint_figures import overlaps, principal_energy, sparsity_by_module
 from geopd.report.gate_figures import gates
 from geopd.report.gradient_figures import gradient_ranks
+from geopd.report.hover import overlay
 from geopd.report.map_figures import change_map, sparsity_map
 from geopd.report.path_figures import increments, similarity, trajectories
 from geopd.report.projection_figures import projection_benchmarks, projection_curves
@@ -73,11 +74,13 @@ def save(figure: Figure, name: str, folder: Path) -> str:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue().decode("utf-8")
     write_atomically(folder / f"{name}.svg", lambda path: path.write_text(svg, encoding="utf-8"))
-    return inline(svg, name)
+    return inline(svg, name, overlay(figure))
 
 
-def inline(svg: str, name: str) -> str:
+def inline(svg: str, name: str, marks: str = "") -> str:
     """The ``<svg>`` element alone: no prologue or metadata, ids unique to ``name``, width left to the page.
+
+    ``marks``: an element that goes over all others.
 
     Several figures share one page, and matplotlib reuses ids and styles every element of the document.
     """
@@ -94,4 +97,5 @@ def inline(svg: str, name: str) -> str:
         raise ValueError(f"{name}: an SVG without size cannot be inlined")
     natural = f"{float(width[1]) * 4 / 3:.0f}"
     style = f"width:100%;max-width:{natural}px;min-width:min(34rem,{natural}px)"
+    rest = f"{rest[: rest.rindex('</svg>')]}{marks}</svg>"
     return f'<svg {box[0]} style="{style}" role="img" aria-labelledby="title-{name}">{rest}'

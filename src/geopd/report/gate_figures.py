@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from geopd.report.drawing import KL, Drawing, Subject
 from geopd.report.groups import half_width
-from geopd.report.size_figures import KINDS, kind_of
+from geopd.report.hover import name_points
+from geopd.report.size_figures import KINDS, checkpoints, kind_of
 from geopd.report.style import COLOURS, INK, MUTED, few_ticks, maybe_log, new_figure
 from geopd.results.summary import matched, rows_of
 
@@ -81,9 +82,8 @@ def _divergence_panel(axes: Axes, points: Points) -> None:
     good = points.filter((pl.col("kl") > 0) & (pl.col("norm") > 0))
     for (paradigm, kind, last), some in good.group_by("paradigm", "kind", "last"):
         look: dict[str, Any] = {"c": COLOURS[str(paradigm)], "marker": KINDS[str(kind)][0], "linewidths": 0.4}
-        axes.scatter(
-            some["norm"], some["kl"], s=26 if last else 7, alpha=1.0 if last else 0.5, edgecolors="white", **look
-        )
+        look |= {"s": 26, "alpha": 1.0} if last else {"s": 7, "alpha": 0.5}
+        name_points(axes.scatter(some["norm"], some["kl"], edgecolors="white", **look), checkpoints(some))
     if good.height < 2:
         return
     middle = good.select((pl.col("kl") / pl.col("norm") ** 2).median()).item()
@@ -160,7 +160,9 @@ def _visible_panel(axes: Axes, points: Points) -> None:
 
 def _diagonal(axes: Axes, points: Points, x: str, y: str, *, top: float) -> None:
     for (paradigm,), some in points.group_by("paradigm"):
-        axes.scatter(some[x], some[y], s=12, c=COLOURS[str(paradigm)], alpha=0.6, linewidths=0, rasterized=True)
+        look: dict[str, Any] = {"c": COLOURS[str(paradigm)], "s": 12, "alpha": 0.6, "linewidths": 0}
+        dots = axes.scatter(some[x], some[y], rasterized=True, **look)
+        name_points(dots, [f"{matrix} of {run}" for matrix, run in some.select("matrix", "run").iter_rows()])
     low = min(float(points[x].min()), float(points[y].min()))  # type: ignore[arg-type]
     axes.plot([low, top], [low, top], color=INK, linewidth=1.0)
 

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from geopd.report.curves import whisker
 from geopd.report.drawing import Drawing, Subject
 from geopd.report.groups import half_width
+from geopd.report.hover import name_points, name_rows
 from geopd.report.style import COLOURS, INK, maybe_log, new_figure
 
 _Z = 1.96
@@ -55,9 +56,12 @@ def _scatter(axes: Axes, good: list[dict[str, Any]]) -> None:
     pairs = [(row["rlvr"], row["opd"]) for row in good]
     unit = [(row["rlvr_unit"], row["opd_unit"]) for row in good if row.get("log_ratio_unit") is not None]
     look: dict[str, Any] = {"marker": "o", "linestyle": "", "color": COLOURS["opd"], "markersize": 4.5}
-    axes.plot(*np.array(pairs).T, **look)
+    (plain,) = axes.plot(*np.array(pairs).T, **look)
+    name_points(plain, [f"{row['matrix']}, seed {row['seed']}" for row in good])
     if unit:
-        axes.plot(*np.array(unit).T, **look, markerfacecolor="none")
+        (hollow,) = axes.plot(*np.array(unit).T, **look, markerfacecolor="none")
+        at_unit = [row for row in good if row.get("log_ratio_unit") is not None]
+        name_points(hollow, [f"{row['matrix']}, seed {row['seed']}, at unit length" for row in at_unit])
     values = [v for pair in pairs + unit for v in pair]
     low, high = min(values) * 0.8, max(values) * 1.25
     axes.plot([low, high], [low, high], color=INK, linewidth=1.0)
@@ -79,9 +83,7 @@ def _ratios(axes: Axes, good: list[dict[str, Any]], key: str, names: list[str]) 
             look: dict[str, Any] = {"color": COLOURS["opd"], "markerfacecolor": "white" if suffix else COLOURS["opd"]}
             axes.plot(line["value"], y + offset, marker="o", linestyle="", zorder=4, **look)
     axes.axvline(0, color=INK, linewidth=1.0)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
+    name_rows(axes, names)
     axes.set_xlabel("log ratio of effective ranks, distillation over reward")
     axes.set_title("paired log ratio")
 

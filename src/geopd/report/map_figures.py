@@ -9,6 +9,7 @@ import polars as pl
 from matplotlib.colors import LogNorm, Normalize
 
 from geopd.report.drawing import Drawing, Subject, left_out, without
+from geopd.report.hover import name_categories
 from geopd.report.style import RunStyle, chosen, new_figure, percent_axis
 from geopd.results.metrics import format_value
 from geopd.results.summary import aggregate, rows_of
@@ -81,6 +82,7 @@ def _maps(subject: Subject, drawing: Drawing, metric: str, extreme: str) -> Draw
         percent_axis(bar.ax, "y")
     else:
         bar.set_label("multiple of the run's median")
+        bar.ax.fmt_ydata = lambda value: f"{value:.3g}×"
         low, high = image.get_clim()
         ticks = _apart([tick for tick in _TICKS if low <= tick <= high], 0.09 * float(np.log(high / low)))
         bar.set_ticks(ticks, labels=[f"{tick:g}×" for tick in ticks], minor=False)
@@ -121,6 +123,8 @@ def _draw_maps(grid: Any, styles: list[RunStyle], good: pl.DataFrame, metric: st
         image = axes.imshow(table, aspect="auto", **look)
         axes.set_title(style.label)
         axes.grid(visible=False)
+        name_categories(axes, "x", modules)
+        name_categories(axes, "y", [f"layer {layer}" for layer in layers])
         axes.set_xticks(range(len(modules)), [m.removesuffix("_proj") for m in modules], rotation=60, ha="right")
         every = max(1, len(layers) // 8)
         axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])

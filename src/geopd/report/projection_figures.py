@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from geopd.report.curves import draw_path, whisker
 from geopd.report.drawing import Drawing, Subject
 from geopd.report.groups import Group, half_width
+from geopd.report.hover import name_rows
 from geopd.report.leaks import leak_of, leak_range
 from geopd.report.style import INK, MUTED, new_figure, percent_axis
 from geopd.results.summary import aggregate, rows_of
@@ -243,9 +244,7 @@ def _benchmark_panel(axes: Axes, found: list[tuple[Arm, Group]], scores: pl.Data
         else:
             whisker(axes, y, (gap := _gap(line, free)), arm.colour)
         axes.plot(0 if line is free else gap["value"], y, color=arm.colour, marker=arm.marker, linestyle="")
-    axes.set_yticks(range(len(found)), [arm.label if labels else "" for arm, _ in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
+    name_rows(axes, [arm.label for arm, _ in found], labels=labels)
     axes.margins(x=0.15)
     axes.locator_params(axis="x", nbins=3)
 

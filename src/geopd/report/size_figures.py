@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from geopd.report.drawing import Drawing, Subject
 from geopd.report.groups import Group
+from geopd.report.hover import name_points
 from geopd.report.style import COLOURS, INK, MUTED, RunStyle, few_ticks, maybe_log, new_figure, run_legend
 from geopd.results.metrics import format_value
 from geopd.results.summary import aggregate, aggregate_nulls, matched, rows_of
@@ -57,7 +58,8 @@ def sparsity_against_size(subject: Subject) -> Drawing:
     for style in styles:
         mine = both.filter(pl.col("run").is_in(_runs(subject, style)))
         look: dict[str, Any] = {"c": style.colour, "marker": style.marker, "alpha": 0.65, "linewidths": 0}
-        axes.scatter(mine["size"], mine["value"], s=16, rasterized=True, **look)
+        dots = axes.scatter(mine["size"], mine["value"], s=16, rasterized=True, **look)
+        name_points(dots, [f"{matrix} of {run}" for matrix, run in mine.select("matrix", "run").iter_rows()])
     nulls = rows_of(subject.results, "update_sparsity", table="nulls").filter(pl.col("null") == "gaussian")
     curve = null_curve(matched(both, nulls))
     if curve is not None:
@@ -166,6 +168,11 @@ def size_points(subject: Subject) -> pl.DataFrame:
     )
 
 
+def checkpoints(points: pl.DataFrame) -> list[str]:
+    """What points with a ``run`` and a ``step`` are called."""
+    return [run if step is None else f"{run}, step {step}" for run, step in points.select("run", "step").iter_rows()]
+
+
 def _size_panel(axes: Axes, points: pl.DataFrame, *, percent: bool) -> None:
     null = points.filter(pl.col("null_mean").is_not_null())
     axes.scatter(null["size"], null["null_mean"], s=4, c=INK, alpha=0.35, linewidths=0, rasterized=True)
@@ -175,11 +182,11 @@ def _size_panel(axes: Axes, points: pl.DataFrame, *, percent: bool) -> None:
     for paradigm in early["paradigm"].unique():
         some = early.filter(pl.col("paradigm") == paradigm)
         look: dict[str, Any] = {"s": 7, "alpha": 0.5, "linewidths": 0, "rasterized": True}
-        axes.scatter(some["size"], some["value"], c=COLOURS[paradigm], **look)
+        name_points(axes.scatter(some["size"], some["value"], c=COLOURS[paradigm], **look), checkpoints(some))
     for (paradigm, kind), some in points.filter("last").group_by("paradigm", "kind"):
         colour, marker = COLOURS[str(paradigm)], KINDS[str(kind)][0]
         look = {"s": 30 if kind == "baseline" else 22, "edgecolors": "white", "linewidths": 0.4, "zorder": 3}
-        axes.scatter(some["size"], some["value"], c=colour, marker=marker, **look)
+        name_points(axes.scatter(some["size"], some["value"], c=colour, marker=marker, **look), checkpoints(some))
     maybe_log(axes, points["size"].to_list(), which="x", decades=0.7)
     few_ticks(axes)
     maybe_log(axes, points["value"].to_list(), decades=0.7, percent=percent)

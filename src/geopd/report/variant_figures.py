@@ -14,6 +14,7 @@ from geopd.report.curves import whisker
 from geopd.report.dots import Dot, dots_of, draw_dots
 from geopd.report.drawing import Drawing, Subject, extremes, main_benchmark
 from geopd.report.groups import Group
+from geopd.report.hover import name_rows
 from geopd.report.style import MUTED, maybe_log, new_figure, null_handle, percent_axis
 from geopd.report.tables import show_half
 from geopd.results.metrics import format_value, metric_of
@@ -107,9 +108,7 @@ def _accuracy_panel(axes: Axes, some: Subject) -> None:
         whisker(axes, y, line if line["seeds"] > 1 else line | {"half": margin(line)}, style.colour)
         axes.plot(line["value"], y, marker=style.marker, color=style.colour, linestyle="")
     axes.set_title(f"accuracy ({kind[0]}, {kind[1]})", fontsize=8.5)
-    axes.set_yticks(range(len(shown)), [""] * len(shown))
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
+    name_rows(axes, [style.label for style in shown], labels=False)
     percent_axis(axes)
 
 
