@@ -107,6 +107,7 @@ def test_points_are_named_one_by_one_and_what_is_out_of_sight_says_nothing(tmp_p
     points = axes.scatter([1, 2, 3, 4], [1, 2, np.nan, 4], rasterized=True)
     name_points(points, ["one", "two", "nowhere", "outside"])
     axes.scatter([1.5], [1.5])
+    name_points(axes.scatter([1.5] * 2001, [2.5] * 2001, rasterized=True), ["one of a crowd"] * 2001)
     axes.set(xlim=(0, 3), ylim=(0, 3), xlabel="x", ylabel="y")
     assert said(hovered(figure, tmp_path)[1]) == [["one", "x: 1", "y: 1"], ["two", "x: 2", "y: 2"]]
 

@@ -19,10 +19,11 @@ _NAMES = "names_of_points"
 _CATEGORIES = "axes_of_categories"
 _CAPS = ("|", "_", "None", "none", "", " ", None)  # ends of whiskers, and lines without marks
 _REACH = 4.5  # points around the middle of a mark
+_CROWD = 2000  # points of one scatter: more lie over each other, and would make the page heavy
 
 
 def name_points(artist: Artist, names: Sequence[str]) -> None:
-    """Name the points of a scatter or line, one each; a scatter without names says nothing."""
+    """Name the points of a scatter or line, one each; a scatter without names, or of over 2,000, says nothing."""
     vars(artist)[_NAMES] = list(names)
 
 
@@ -36,8 +37,7 @@ def name_rows(axes: Axes, names: Sequence[str], *, labels: bool = True) -> None:
 
 def name_categories(axes: Axes, which: str, names: Sequence[str]) -> None:
     """What 0, 1, 2... on an axis (x or y) are called, whether or not its ticks say it."""
-    vars(axes)[_CATEGORIES] = {*vars(axes).get(_CATEGORIES, ()), which}
-    setattr(axes, f"fmt_{which}data", lambda value: names[min(max(round(value), 0), len(names) - 1)])
+    vars(axes).setdefault(_CATEGORIES, {})[which] = list(names)
 
 
 def overlay(figure: Figure) -> str:
@@ -55,7 +55,7 @@ def _shapes(figure: Figure, axes: Axes) -> Iterator[str]:
         if isinstance(marks, Line2D) and marks.get_marker() not in _CAPS:
             points = np.asarray(marks.get_xydata(), dtype=float)
             names = names or [_in_legend(figure, axes, marks)] * len(points)
-        elif isinstance(marks, PathCollection) and names:
+        elif isinstance(marks, PathCollection) and names and len(names) <= _CROWD:
             points = np.asarray(marks.get_offsets(), dtype=float)
         else:
             continue
@@ -90,10 +90,12 @@ def _title(axes: Axes, name: str, said: Sequence[tuple[str | None, str]]) -> str
 def _said(axes: Axes, which: str, value: float) -> tuple[str | None, str]:
     """A coordinate in words: the axis's label, None where it has categories, and the value as its ticks say values."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    own, formatter = axes.fmt_xdata if which == "x" else axes.fmt_ydata, axis.get_major_formatter()
+    formatter, own = axis.get_major_formatter(), axes.fmt_xdata if which == "x" else axes.fmt_ydata
     rounded = value if float(value).is_integer() else float(f"{value:.4g}")
+    if names := vars(axes).get(_CATEGORIES, {}).get(which):
+        return None, names[min(max(round(value), 0), len(names) - 1)]
     if own is not None:
-        return (None if which in vars(axes).get(_CATEGORIES, ()) else _label(axes, which)), str(own(value))
+        return _label(axes, which), str(own(value))
     if isinstance(axis.get_major_locator(), FixedLocator):  # ticks with names of their own
         ticks = np.asarray(axis.get_majorticklocs())
         nearest = int(np.argmin(np.abs(ticks - value)))
