@@ -138,6 +138,18 @@ def test_two_tensors_with_one_list_of_chunks(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+def test_a_tensor_without_properties_is_no_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint.metadata import TensorProperties
+
+    folder = distributed(tmp_path / "c", {"w": torch.ones(4)})
+    monkeypatch.setattr(TensorProperties, "__getstate__", lambda _: ())
+    rewrite_metadata(folder, lambda _: None)
+    with pytest.raises(
+        CheckpointError, match=r"\.metadata: not the metadata of a torch distributed checkpoint \(tuple"
+    ):
+        open_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

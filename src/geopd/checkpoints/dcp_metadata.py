@@ -100,7 +100,7 @@ def read_dcp_metadata(path: Path) -> dict[str, ChunkedTensor]:
     value = read_pickle(data, path, _ALLOWED, limits=_LIMITS)
     try:
         return _tensors(_state(value, "Metadata"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: not the metadata of a torch distributed checkpoint ({error}); write or download it again"
         ) from error
