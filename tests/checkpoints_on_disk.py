@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -122,3 +123,17 @@ def write_run_json(path: Path, **fields: object) -> Path:
     value = {"schema_version": 1, "paradigm": "opd", "seed": 0, "origin": None, "settings": {}, "tags": {}} | fields
     (path / "run.json").write_text(json.dumps({k: v for k, v in value.items() if v is not ...}))
     return path
+
+
+def save_adapter(base: Path, path: Path, **settings: Any) -> Any:
+    """A LoRA with random factors over a base, saved by PEFT; PEFT's model, loaded from there again."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, **settings))
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    model.save_pretrained(path)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints_on_disk import save_model, save_tensors
+from checkpoints_on_disk import save_adapter, save_model, save_tensors
 from geopd.checkpoints import CheckpointError, checkpoint_digest, holds_weights, open_checkpoint, open_run
 from hostile import poisoned
 
@@ -69,18 +69,9 @@ KINDS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.filterwarnings("ignore:Model config")
 def test_a_real_adapter_loaded_and_merged_by_peft_is_bit_identical(kind: str, tmp_path: Path) -> None:
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     family, dtype, settings = KINDS[kind]
     path = save_model(family, tmp_path / "base", dtype=dtype, **(GPT2 if family == "gpt2" else {}))
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(path), LoraConfig(r=4, lora_alpha=8, **settings))
-    generator = torch.Generator().manual_seed(0)
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data.add_(0.05 * torch.randn(weight.shape, generator=generator))
-    model.save_pretrained(tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), tmp_path / "adapter")
+    loaded = save_adapter(path, tmp_path / "adapter", **settings)
     loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
     adapted, merged = open_checkpoint(tmp_path / "adapter", path), open_checkpoint(tmp_path / "merged")
     assert set(adapted.tensors) == set(merged.tensors)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from checkpoints_on_disk import VOCABULARY, save_model, save_tensors
+from checkpoints_on_disk import VOCABULARY, save_adapter, save_model, save_tensors
 from geopd.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 
 pytestmark = [
@@ -29,17 +29,8 @@ GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions"
 
 def adapted(family: str, path: Path, model_settings: dict[str, Any], **settings: Any) -> tuple[Any, Checkpoint]:
     """PEFT's model, loaded from an adapter with random factors over a base, and what we read of the two."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     base = save_model(family, path / "base", dtype=torch.float32, **model_settings)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, **settings))
-    generator = torch.Generator().manual_seed(0)
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data.add_(0.05 * torch.randn(weight.shape, generator=generator))
-    model.save_pretrained(path / "adapter")
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), path / "adapter").eval()
+    loaded = save_adapter(base, path / "adapter", **settings).eval()
     return loaded, open_checkpoint(path / "adapter", base)
 
 

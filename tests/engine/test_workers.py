@@ -94,17 +94,25 @@ def test_workers_that_cannot_live_are_told(tasks: list[Task]) -> None:
         list(Dying(2, memory=UNKNOWN).run(tasks))
 
 
-def test_one_lost_twice_is_a_failed_outcome(tasks: list[Task]) -> None:
-    class OneDies(Recorded):
-        def _submit(self, flight):  # type: ignore[no-untyped-def]
-            super()._submit(flight)
-            future = next(future for future in self._flights if not future.done())
-            if flight.task is tasks[0]:
-                future.set_exception(BrokenProcessPool("killed"))
-            else:
-                future.set_result(Outcome((), 1.0, "recorded"))
+class OneFails(Recorded):
+    """Every task is done at once, but one, whose future fails."""
 
-    outcomes = {task.weight.name: outcome for task, outcome in OneDies(2, memory=UNKNOWN).run(tasks)}
+    def __init__(self, failing: Task, error: Exception) -> None:
+        super().__init__(2, memory=UNKNOWN)
+        self.failing, self.error = failing, error
+
+    def _submit(self, flight):  # type: ignore[no-untyped-def]
+        super()._submit(flight)
+        future = next(future for future in self._flights if not future.done())
+        if flight.task is self.failing:
+            future.set_exception(self.error)
+        else:
+            future.set_result(Outcome((), 1.0, "recorded"))
+
+
+def test_one_lost_twice_is_a_failed_outcome(tasks: list[Task]) -> None:
+    execution = OneFails(tasks[0], BrokenProcessPool("killed"))
+    outcomes = {task.weight.name: outcome for task, outcome in execution.run(tasks)}
     assert len(outcomes) == len(tasks)
     given_up = outcomes[tasks[0].weight.name]
     assert given_up.attempts == ATTEMPTS
@@ -115,16 +123,7 @@ def test_one_lost_twice_is_a_failed_outcome(tasks: list[Task]) -> None:
 
 
 def test_what_a_worker_raises_fails_its_task_alone(tasks: list[Task]) -> None:
-    class OneRaises(Recorded):
-        def _submit(self, flight):  # type: ignore[no-untyped-def]
-            super()._submit(flight)
-            future = next(future for future in self._flights if not future.done())
-            if flight.task is tasks[0]:
-                future.set_exception(MemoryError())
-            else:
-                future.set_result(Outcome((), 1.0, "recorded"))
-
-    outcomes = {task.weight.name: outcome for task, outcome in OneRaises(2, memory=UNKNOWN).run(tasks)}
+    outcomes = {task.weight.name: outcome for task, outcome in OneFails(tasks[0], MemoryError()).run(tasks)}
     assert len(outcomes) == len(tasks)
     (part,) = outcomes[tasks[0].weight.name].parts
     assert part.record["failure"] == "worker-0: MemoryError"

@@ -1,6 +1,13 @@
 """Bytes on disk -> named lazy tensors, one file per format; a run = ordered steps and its ``run.json``."""
 
-from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, NotEnoughMemoryError, TensorInfo, combine_digests
+from geopd.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    NotEnoughMemoryError,
+    TensorInfo,
+    combine_digests,
+    holds_conv1d,
+)
 from geopd.checkpoints.hub import located
 from geopd.checkpoints.opening import checkpoint_digest, holds_weights, is_adapter, open_checkpoint, step_of
 from geopd.checkpoints.run import (
@@ -23,6 +30,7 @@ __all__ = [
     "TensorInfo",
     "checkpoint_digest",
     "combine_digests",
+    "holds_conv1d",
     "holds_weights",
     "is_adapter",
     "located",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from geopd.checkpoints.adapter_settings import CONFIG, alpha_of, check_names, read_settings
-from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, OpenBase, TensorInfo
+from geopd.checkpoints.checkpoint import Checkpoint, CheckpointError, OpenBase, TensorInfo, holds_conv1d
 from geopd.checkpoints.safetensors_format import open_single
 from geopd.checkpoints.torch_zip_format import open_torch_zip
 
@@ -186,10 +186,7 @@ def _tied(adapter: Checkpoint, base: Checkpoint, names: Iterable[str]) -> dict[s
 def _turned(parts: dict[str, Factors], base: Checkpoint, settings: dict[str, Any]) -> dict[str, bool]:
     """Whether a weight may be a Conv1D, held as (inputs, outputs): by its name in families that have them."""
     family = base.config.get("model_type")
-    if not family and any(
-        name.endswith("attn.c_attn.weight") and len(info.shape) == 2 and info.shape[1] == 3 * info.shape[0]
-        for name, info in base.tensors.items()
-    ):
+    if not family and holds_conv1d({name: info.shape for name, info in base.tensors.items()}):
         family = "gpt2"
     if family in _CONV1D_TYPES:
         return {name: _CONV1D.fullmatch(held.module) is not None for name, held in parts.items()}

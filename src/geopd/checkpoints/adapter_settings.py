@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from geopd.checkpoints.checkpoint import CheckpointError, read_json
+from geopd.checkpoints.checkpoint import CheckpointError, is_path, read_json
 
 CONFIG = "adapter_config.json"
 # settings under which the merged weight is not W + s B A, or under which there is none
@@ -58,7 +58,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not all(type(alpha) in (int, float) and abs(alpha) <= sys.float_info.max for alpha in numbers):
         raise CheckpointError(f"{file}: lora_alpha or alpha_pattern is no number; copy the config again")
     named = settings.get("base_model_name_or_path")
-    if named is not None and not _is_path(named):
+    if named is not None and not is_path(named):
         raise CheckpointError(f"{file}: base_model_name_or_path {str(named)[-200:]!r} is no path; put the base's there")
     if strange := next((text for text in alphas if not _is_read(text)), None):
         raise CheckpointError(f"{file}: alpha_pattern {strange[:200]!r} is not read; merge the adapter first")
@@ -100,7 +100,3 @@ def _is_read(pattern: str) -> bool:
     except re.error:
         return False
     return True
-
-
-def _is_path(named: object) -> bool:
-    return isinstance(named, str) and "\0" not in named and all(len(part) < 256 for part in named.split("/"))

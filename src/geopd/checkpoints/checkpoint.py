@@ -6,9 +6,10 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class NotEnoughMemoryError(CheckpointError):
 INDEX_BYTES = 32 << 20
 """The most that is read of an index of shards, the one kind of JSON file that grows with the model."""
 _JSON_BYTES = 4 << 20  # of any other; parsed, JSON takes up to 25 times its size
+_LONGEST_PART = 255  # of a path: longer names of files are errors of the file system
 _UNFORESEEN = (
     *(ValueError, TypeError, AttributeError, RuntimeError, MemoryError, ArithmeticError, LookupError, EOFError),
     *(re.error, struct.error),
@@ -67,6 +69,14 @@ DTYPES: dict[torch.dtype, str] = {
 def tensor_info(name: str, shape: Sequence[int], dtype: torch.dtype) -> TensorInfo:
     """What a header says of a tensor of a given shape and dtype (a key of ``DTYPES``), stored without padding."""
     return TensorInfo(name, tuple(shape), DTYPES[dtype], math.prod(shape) * dtype.itemsize)
+
+
+def holds_conv1d(shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether tensors are of GPT-2's kind: a fused query, key and value of (inputs, outputs), three times as wide."""
+    return any(
+        name.endswith("attn.c_attn.weight") and len(shape) == 2 and shape[1] == 3 * shape[0]
+        for name, shape in shapes.items()
+    )
 
 
 class TensorSource(Protocol):
@@ -153,6 +163,17 @@ def combine_digests(tensor_digests: dict[str, str]) -> str:
 def _is_text(name: str) -> bool:
     try:
         name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def is_path(value: object) -> bool:
+    """Whether a value out of a file can be asked of the file system as a path."""
+    if not isinstance(value, str) or "\0" in value or any(len(part) > _LONGEST_PART for part in value.split("/")):
+        return False
+    try:
+        os.fsencode(value)
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
     return True

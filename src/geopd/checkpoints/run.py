@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from geopd.checkpoints.checkpoint import CheckpointError, parsed_json, read_json
+from geopd.checkpoints.checkpoint import CheckpointError, is_path, parsed_json, read_json
 from geopd.checkpoints.hub import hub_name, located
 from geopd.checkpoints.opening import holds_weights, name_instead, step_of
 from geopd.checkpoints.whole_text import write_whole
@@ -101,20 +101,10 @@ def read_run_manifest(run_dir: str | Path) -> RunManifest | None:
         and isinstance(manifest.settings, dict)
         and isinstance(manifest.tags, dict)
         and (manifest.seed is None or isinstance(manifest.seed, int))
-        and (manifest.origin is None or _is_path(manifest.origin.path))
+        and (manifest.origin is None or is_path(manifest.origin.path))
     ):
         raise CheckpointError(f"{path}: a field has the wrong type; see geopd.checkpoints.RunManifest")
     return manifest
-
-
-def _is_path(value: object) -> bool:
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
 
 
 def open_run(path: str | Path, label: str | None = None) -> Run:

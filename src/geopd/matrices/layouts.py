@@ -26,9 +26,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from geopd.checkpoints import holds_conv1d
 from geopd.matrices.cuts import Cut, Expert, Piece, RotaryHalves, Rows, Transpose
 from geopd.matrices.heads import QKV, Heads, Parts, by_head, qkv_parts
 from geopd.matrices.naming import unwrapped
+from geopd.matrices.titan import EXPERTS, GATE_AND_UP, gate_and_up, in_metas_order
 
 _LAYER = re.compile(r"(?:transformer\.|gpt_neox\.)?(?:layers|h)\.(\d+)\.(.+)")
 _TOP = {
@@ -70,14 +72,9 @@ _CONV1D = {"attn.c_proj": "self_attn.o_proj", "mlp.c_fc": "mlp.up_proj", "mlp.c_
 _GATED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _EXPERT = re.compile(r"block_sparse_moe\.(experts\.\d+)\.(w[123])")
 _FEED_FORWARD = re.compile(r"(?:feed_forward|(moe)\.(shared_experts?))\.(w[123])")
-_GATE_AND_UP = re.compile(r"(?:feed_forward|moe\.(shared_experts?|routed_experts))\.w13")
 _STACK = re.compile(
     r"(.+\.(?:routed_)?experts)\.(gate_up_proj|gate_proj|up_proj|down_proj|w[123])(?:_EFD|_EDF)?(_bias)?"
 )
-_TITANS_EXPERTS = ("moe.experts", "moe.routed_experts")
-
-_META_ORDER = ("llama", "mistral", "mixtral")
-_ORDER_OF_TRANSFORMERS = ("llama4", "qwen", "gpt_oss", "deepseek")  # how the model types begin
 
 _NO_HEADS = (
     "left whole: config.json says no head counts (num_attention_heads, num_key_value_heads) that fit; put the model's "
@@ -131,15 +128,12 @@ class _Family:
         self.heads = heads
         self._config = config
         bare = {unwrapped(name): tuple(shape) for name, shape in shapes.items()}
-        self._conv1d = any(
-            name.endswith("attn.c_attn.weight") and len(shape) == 2 and shape[1] == 3 * shape[0]
-            for name, shape in bare.items()
-        )
+        self._conv1d = holds_conv1d(bare)
         marks = (".attention.w", ".attention.qkv_linear.w", "query_key_value", ".attn.c_attn.")
         self._foreign = any(mark in name for name in bare for mark in marks)
         kept = any(".attention.q_norm." in name or ".attention.wkv_a." in name for name in bare)
         self._compressed_query = any(".attention.wq_a." in name for name in bare)
-        self._metas_order = False if kept else _in_metas_order(str(config.get("model_type") or ""))
+        self._metas_order = False if kept else in_metas_order(str(config.get("model_type") or ""))
         self._stacks: dict[str, tuple[int, ...]] = {}  # of the first layer that has them, by their names inside it
         for name, shape in bare.items():
             if (match := _LAYER.fullmatch(name)) and _STACK.fullmatch(match[2]):
@@ -196,8 +190,8 @@ class _Family:
         inside = inside if fused else inside.replace("attention.qkv_linear.", "attention.", 1)
         if (stack := _STACK.fullmatch(inside)) and len(shape) == (2 if stack[3] else 3):
             return self._stack(stack[1], stack[2], stack[3] or "", shape, inside)
-        if kind and (stacked := _GATE_AND_UP.fullmatch(inside)):
-            return _gate_and_up(stacked[1] or "", shape, kind)
+        if kind and (stacked := GATE_AND_UP.fullmatch(inside)):
+            return gate_and_up(stacked[1] or "", shape, kind)
         if not kind or len(shape) > 2:
             return None
         if fused or inside in ("self_attn.qkv_proj", "attention.query_key_value", "self_attention.query_key_value"):
@@ -242,7 +236,7 @@ class _Family:
         return [(q, (*q_rows, RotaryHalves(H))), (k, (*k_rows, RotaryHalves(K))), v]
 
     def _stack(self, home: str, module: str, bias: str, shape: tuple[int, ...], inside: str) -> Parts | str:
-        home = "mlp.experts" if home in _TITANS_EXPERTS else home
+        home = "mlp.experts" if home in EXPERTS else home
         module = _GATED.get(module, module)
         experts = range(shape[0])
         if bias:
@@ -287,13 +281,6 @@ class _Family:
         return [(part, (RotaryHalves(heads),))]
 
 
-def _in_metas_order(model_type: str) -> bool | None:
-    """Whether the rows of wq and wk want turning; None where the model type does not tell."""
-    if model_type.startswith(_ORDER_OF_TRANSFORMERS):
-        return False
-    return True if model_type in _META_ORDER else None
-
-
 def _split(module: str, outputs: int, *, interleaved: bool) -> dict[str, tuple[Cut, ...]]:
     if module != "gate_up_proj":
         return {module: ()}
@@ -301,19 +288,6 @@ def _split(module: str, outputs: int, *, interleaved: bool) -> dict[str, tuple[C
     if interleaved:
         return {"gate_proj": (Rows(0, 1, half),), "up_proj": (Rows(1, 2, half),)}
     return {"gate_proj": (Rows(0, half),), "up_proj": (Rows(half, 2 * half),)}
-
-
-def _gate_and_up(experts: str, shape: tuple[int, ...], kind: str) -> Parts | str:
-    """The two of torchtitan's ``w13``: (2, i, n), of routed experts (E, 2, i, n); biases are without the n."""
-    stacked = shape[: -2 if kind == ".weight" else -1]
-    routed = experts == "routed_experts"
-    if len(stacked) != 1 + routed or stacked[-1] != 2:
-        return f"left fused: gate and up are read where they are stacked, and {shape} is no stack of two"
-    homes: Parts = [(f"mlp.{experts}" if experts else "mlp", ())]
-    if routed:
-        homes = [(f"mlp.experts.{e}", (Expert(e),)) for e in range(stacked[0])]
-    halves = (("gate_proj", Expert(0)), ("up_proj", Expert(1)))
-    return [(f"{home}.{part}", (*cuts, half)) for home, cuts in homes for part, half in halves]
 
 
 def _conv1d(inside: str, shape: tuple[int, ...]) -> Parts:
